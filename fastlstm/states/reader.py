@@ -1,0 +1,202 @@
+"""Reading a finished states store: all that probes need to know about a model."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zarr
+
+from fastlstm.errors import InputError
+from fastlstm.states.schema import ARRAYS, ATTRIBUTE, STORED_DTYPES, WORD_ARRAYS, StoreAttributes
+
+
+def read_attributes(path: Path) -> StoreAttributes | None:
+    """The attributes of the store at ``path``, finished or not; None if there is no states store."""
+    try:
+        group = zarr.open_group(path.resolve(), mode="r", zarr_format=3)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise InputError(f"{path}: not a readable Zarr v3 group ({error})") from error
+    values = group.attrs.asdict().get(ATTRIBUTE)
+    return None if values is None else StoreAttributes.from_json(values, str(path))
+
+
+def open_states(path: str | Path) -> States:
+    """Open a finished store; InputError naming it if it is missing, not a states store, unfinished or damaged."""
+    folder = Path(path)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected a states store, found {'a file' if folder.exists() else 'nothing'}")
+    attributes = read_attributes(folder)
+    if attributes is None:
+        raise InputError(f"{folder}: expected a states store (a folder written by fastlstm dump)")
+    if not attributes.complete:
+        raise InputError(f"{folder}: unfinished: give the same fastlstm dump command again, it goes on")
+    return States(folder, attributes)
+
+
+class States:
+    """A finished store (arrays and attributes: `schema.py`), read lazily; arrays but ``states`` are kept once read.
+
+    rows, documents: how many. states: the Zarr array itself, (N, U) float16 or float32.
+    """
+
+    def __init__(self, path: Path, attributes: StoreAttributes) -> None:
+        self.path = path
+        self.attributes = attributes
+        self._group = zarr.open_group(path.resolve(), mode="r", zarr_format=3)
+        self.states = self._array("states")
+        if len(self.states.shape) != 2 or str(self.states.dtype) not in STORED_DTYPES:
+            raise InputError(f"{path}: states: expected (N, U) {' or '.join(STORED_DTYPES)}, got {_kind(self.states)}")
+        self.has_words = attributes.text.tagset is not None
+        self._check_shapes()
+        self.rows: int = self.states.shape[0]
+        self.documents: int = self._array("document_label").shape[0]
+        for name, total in (("row_offset", self.rows), ("document_offset", self._array("text").shape[0])):
+            last = int(np.asarray(self._array(name)[-1:])[0])
+            if last != total:
+                raise InputError(f"{path}: {name}: ends at {last}, expected {total}: the store is damaged")
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        array = self._group.get(name)
+        if not isinstance(array, zarr.Array):
+            raise InputError(f"{self.path}: array {name} is missing: the store is damaged")
+        return array
+
+    def _check_shapes(self) -> None:
+        sizes = dict(zip("NU", self.states.shape, strict=True))
+        for name, (dimensions, dtype) in ARRAYS.items():
+            if name in WORD_ARRAYS and not self.has_words:
+                continue
+            array = self._array(name)
+            shape = array.shape
+            if str(array.dtype) == dtype and len(shape) == len(dimensions):
+                found = tuple(size - 1 if d == "D+1" else size for d, size in zip(dimensions, shape, strict=True))
+                names = tuple(d.removesuffix("+1") for d in dimensions)
+                if all(sizes.setdefault(d, size) == size for d, size in zip(names, found, strict=True)):
+                    continue
+            known = {**sizes, "D+1": sizes.get("D", 0) + 1}
+            expected = ", ".join(str(known.get(d, d)) for d in dimensions)
+            raise InputError(
+                f"{self.path}: {name}: expected ({expected}) {dtype}, got {_kind(array)}: the store is damaged"
+            )
+
+    @property
+    def identity(self) -> str:
+        """sha256 of the attributes: names the store in results."""
+        return self.attributes.identity
+
+    def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
+        """Rows start:stop (cut at N), float32 (rows, U); InputError if a chunk is damaged or missing."""
+        return self._values((slice(start, stop), slice(None)), f"rows {start}:{stop}")
+
+    def column(self, unit: int) -> npt.NDArray[np.float32]:
+        """The cell ``unit`` over all rows, float32 (N,); InputError if the store does not hold that cell."""
+        columns = np.flatnonzero(self.units == unit)
+        if len(columns) == 0:
+            raise InputError(f"{self.path}: unit {unit} is not stored (it holds {len(self.units)} units)")
+        return self._values((slice(None), int(columns[0])), f"unit {unit}")
+
+    def _values(self, selection: tuple[slice, slice | int], what: str) -> npt.NDArray[np.float32]:
+        try:
+            values = np.asarray(self.states[selection], dtype=np.float32)
+        except ValueError as error:
+            raise InputError(f"{self.path}: states, {what}: a chunk is damaged ({error})") from error
+        # A missing chunk reads as the fill value, NaN; what was written is finite.
+        if values.size and np.isnan(values.min()):
+            raise InputError(f"{self.path}: states, {what}: a chunk is missing")
+        return values
+
+    def _read(self, name: str) -> Any:
+        try:
+            return np.asarray(self._array(name)[...])
+        except ValueError as error:
+            raise InputError(f"{self.path}: {name}: a chunk is damaged ({error})") from error
+
+    @cached_property
+    def position(self) -> npt.NDArray[np.int64]:
+        """(N,): index into `text` of each row's byte."""
+        return self._read("position")  # type: ignore[no-any-return]
+
+    @cached_property
+    def byte(self) -> npt.NDArray[np.uint8]:
+        """(N,): each row's byte."""
+        return self._read("byte")  # type: ignore[no-any-return]
+
+    @cached_property
+    def units(self) -> npt.NDArray[np.int32]:
+        """(U,): which cell each column is."""
+        return self._read("units")  # type: ignore[no-any-return]
+
+    @cached_property
+    def text(self) -> npt.NDArray[np.uint8]:
+        """(M,): all documents, one after another."""
+        return self._read("text")  # type: ignore[no-any-return]
+
+    @cached_property
+    def document_offset(self) -> npt.NDArray[np.int64]:
+        """(D+1,): where each document begins in `text`."""
+        return self._read("document_offset")  # type: ignore[no-any-return]
+
+    @cached_property
+    def row_offset(self) -> npt.NDArray[np.int64]:
+        """(D+1,): where each document's rows begin."""
+        return self._read("row_offset")  # type: ignore[no-any-return]
+
+    @cached_property
+    def document_label(self) -> npt.NDArray[np.float32]:
+        """(D,): NaN where a document has none; their meaning is attributes.text.label_meaning."""
+        return self._read("document_label")  # type: ignore[no-any-return]
+
+    @cached_property
+    def document_split(self) -> npt.NDArray[np.uint8]:
+        """(D,): 0 train, 1 valid, 2 test."""
+        return self._read("document_split")  # type: ignore[no-any-return]
+
+    @cached_property
+    def document_ids(self) -> list[str]:
+        """One per document."""
+        return [bytes(row).rstrip(b"\0").decode("utf-8") for row in self._read("document_id")]
+
+    @cached_property
+    def document_of_row(self) -> npt.NDArray[np.int64]:
+        """(N,): the document of each row."""
+        return np.repeat(np.arange(self.documents), np.diff(self.row_offset))
+
+    @cached_property
+    def word_start(self) -> npt.NDArray[np.int64] | None:
+        """(W,): index into `text`; None without annotated words."""
+        return self._read("word_start") if self.has_words else None
+
+    @cached_property
+    def word_end(self) -> npt.NDArray[np.int64] | None:
+        """(W,): half-open; None without annotated words."""
+        return self._read("word_end") if self.has_words else None
+
+    @cached_property
+    def word_tag(self) -> npt.NDArray[np.uint8] | None:
+        """(W,): index into attributes.text.tagset; None without annotated words."""
+        return self._read("word_tag") if self.has_words else None
+
+    def document_text(self, document: int) -> bytes:
+        """The bytes of a document."""
+        return self.text[self.document_offset[document] : self.document_offset[document + 1]].tobytes()
+
+    def byte_tags(self) -> npt.NDArray[np.int16]:
+        """(M,): index into the tag set of the word that covers each byte of the text, -1 where none does."""
+        start, end, tag = self.word_start, self.word_end, self.word_tag
+        if start is None or end is None or tag is None:
+            raise InputError(f"{self.path}: the text has no annotated words")
+        tags = np.full(len(self.text), -1, np.int16)
+        lengths = end - start
+        before = np.cumsum(lengths) - lengths
+        tags[np.arange(lengths.sum()) + np.repeat(start - before, lengths)] = np.repeat(tag, lengths)
+        return tags
+
+
+def _kind(array: zarr.Array[Any]) -> str:
+    return f"{tuple(array.shape)} {array.dtype}"

@@ -1,0 +1,82 @@
+"""Which bytes of a text become rows of a store."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from fastlstm.errors import InputError
+from fastlstm.states.text import Integers, Text
+
+COUNT_BYTES = 1 << 22  # text looked at in one go while rows are counted
+_IS_SPACE = np.isin(np.arange(256), list(b" \t\n\v\f\r"))
+
+
+@dataclass(frozen=True)
+class RowRule:
+    """A rule that picks positions in a text, from the text alone.
+
+    "all": every byte. "document": the last byte of each document. "word": the last byte of each word: of the annotated
+    words if the text has them, else of the runs of bytes that are not ASCII white space. "every:K": the bytes K - 1,
+    2K - 1, ... of each document.
+    """
+
+    name: str
+    every: int = 1
+
+    @classmethod
+    def parse(cls, rule: str) -> RowRule:
+        """From its spelling on the command line; InputError if it is none."""
+        if rule in ("all", "document", "word"):
+            return cls(rule)
+        kind, _, number = rule.partition(":")
+        if kind == "every" and number.isascii() and number.isdigit() and int(number) > 0:
+            return cls("every", int(number))
+        raise InputError(f"rows: expected all, document, word or every:K with K a positive integer, got {rule!r}")
+
+    def __str__(self) -> str:
+        return f"every:{self.every}" if self.name == "every" else self.name
+
+    def positions(self, text: Text, start: int, stop: int) -> Integers:
+        """The picked positions in start:stop of the text, int64, ascending."""
+        if self.name == "all":
+            return np.arange(start, stop)
+        if self.name == "document":
+            return _last_bytes(text.document_offset, start, stop)
+        if self.name == "every":
+            position = np.arange(start, stop)
+            document = np.searchsorted(text.document_offset, position, side="right") - 1
+            in_document = position - text.document_offset[document]
+            picked: Integers = position[(in_document + 1) % self.every == 0]
+            return picked
+        if text.words is not None:
+            return _last_bytes(text.words.end, start, stop)
+        return start + np.flatnonzero(_run_ends(text, start, stop))
+
+    def row_offset(self, text: Text) -> Integers:
+        """int64 (D+1,): document d has the rows row_offset[d]:row_offset[d+1]."""
+        offsets = np.zeros_like(text.document_offset)
+        rows = 0
+        for start, stop in text.ranges(COUNT_BYTES):
+            positions = self.positions(text, start, stop)
+            first, last = np.searchsorted(text.document_offset, (start, stop), side="right")
+            offsets[first:last] = rows + np.searchsorted(positions, text.document_offset[first:last])
+            rows += len(positions)
+        return offsets
+
+
+def _last_bytes(ends: Integers, start: int, stop: int) -> Integers:
+    """Those last bytes of ranges with the given half-open, ascending ends that lie in start:stop."""
+    first, last = np.searchsorted(ends, (start, stop), side="right")
+    return ends[first:last] - 1
+
+
+def _run_ends(text: Text, start: int, stop: int) -> npt.NDArray[np.bool_]:
+    """Whether each byte of start:stop ends a run of bytes that are not white space; runs end with their document."""
+    space = _IS_SPACE[text.read(start, min(stop + 1, len(text)))]
+    ends = np.ones(stop - start, bool)  # the text's last byte has none after it
+    ends[: len(space) - 1] = space[1 : stop - start + 1]
+    ends[_last_bytes(text.document_offset, start, stop) - start] = True
+    return ends & ~space[: stop - start]

@@ -1,0 +1,1 @@
+"""Training a byte-level language model: configuration, loop, checkpoints, evaluation."""

@@ -1,0 +1,205 @@
+"""Checkpoints: a folder of safetensors and JSON, written beside and renamed; nothing in it is code.
+
+step-00002000/
+  weights.safetensors     the model
+  training.safetensors    Adam's moments and the state (h, c) carried into the next window
+  checkpoint.json         step, configuration, hashes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from fastlstm.config import config_from_dict, config_to_dict
+from fastlstm.errors import InputError
+from fastlstm.lstm import State
+from fastlstm.model import ByteLM
+from fastlstm.training.config import ModelConfig, TrainConfig
+from fastlstm.version import __version__
+
+FORMAT_VERSION = 1
+_STEP_FOLDER = "step-"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What identifies the weights of a model: ``sha256`` of their safetensors bytes, and how they came about."""
+
+    sha256: str
+    step: int
+    hidden_size: int
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """What a run needs besides the weights to go on as if it had never stopped."""
+
+    step: int  # updates done
+    corpus_sha256: str
+    config: TrainConfig
+    state: State
+    optimizer: dict[str, Tensor]
+
+
+def build_model(config: ModelConfig) -> ByteLM:
+    return ByteLM(config.hidden_size, init=config.init, forget_bias=config.forget_bias, seed=config.seed)
+
+
+def _weights(model: ByteLM) -> bytes:
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_checkpoint(run: Path, model: ByteLM, training: TrainingState, *, keep: int) -> Path:
+    """Write ``run/checkpoints/step-N`` (complete or not at all) and remove all but the newest ``keep``."""
+    folder = run / "checkpoints" / f"{_STEP_FOLDER}{training.step:08d}"
+    if folder.is_dir():  # complete, and of the same step of the same run
+        return folder
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    weights = _weights(model)
+    tensors = {f"optimizer.{name}": tensor for name, tensor in training.optimizer.items()}
+    tensors |= {"state.h": training.state[0], "state.c": training.state[1]}
+    header = {
+        "format_version": FORMAT_VERSION,
+        "fastlstm": __version__,
+        "step": training.step,
+        "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "corpus_sha256": training.corpus_sha256,
+        "config": config_to_dict(training.config),
+    }
+    _write(partial / "weights.safetensors", weights)
+    _write(partial / "training.safetensors", save({name: t.cpu().contiguous() for name, t in tensors.items()}))
+    _write(partial / "checkpoint.json", (json.dumps(header, indent=2) + "\n").encode())
+    _sync_folder(partial)
+    partial.rename(folder)
+    _sync_folder(folder.parent)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    return sorted(path for path in (run / "checkpoints").glob(f"{_STEP_FOLDER}*") if path.is_dir())
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """``path`` itself if it is a checkpoint, else the newest checkpoint of the run folder ``path``."""
+    folder = Path(path)
+    if (folder / "checkpoint.json").is_file():
+        return folder
+    found = checkpoints(folder)
+    if not found:
+        raise InputError(f"checkpoint {folder}: expected a checkpoint or a run folder with one, found neither")
+    return found[-1]
+
+
+def _header(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
+    path = folder / "checkpoint.json"
+    try:
+        header = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a readable checkpoint header: {error}") from error
+    if header.get("format_version") != FORMAT_VERSION:
+        raise InputError(f"{path}: expected checkpoint format {FORMAT_VERSION}, got {header.get('format_version')}")
+    return header, config_from_dict(TrainConfig, header["config"])
+
+
+def _load_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: damaged or missing: {error}") from error
+
+
+def load_weights(model: ByteLM, folder: Path) -> None:
+    """Load the weights of checkpoint ``folder`` into ``model``, checking shapes and hash."""
+    path = folder / "weights.safetensors"
+    tensors = _load_tensors(path)
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if wanted != found:
+        name = next(name for name in sorted(wanted | found) if wanted.get(name) != found.get(name))
+        raise InputError(
+            f"{path}: {name}: expected shape {wanted.get(name)} for hidden size {model.hidden_size}, "
+            f"got {found.get(name)}"
+        )
+    model.load_state_dict(tensors)
+    if hashlib.sha256(path.read_bytes()).hexdigest() != _header(folder)[0]["weights_sha256"]:
+        raise InputError(f"{path}: sha256 differs from the one in checkpoint.json: the file is damaged")
+
+
+def load_model(path: str | Path, *, untrained: bool = False) -> tuple[ByteLM, ModelInfo]:
+    """The model of a checkpoint (or of a run's newest), on the CPU, in evaluation mode.
+
+    ``untrained=True`` gives the same architecture with the weights it started from. Raises ``InputError`` naming the
+    file for anything that is not a whole checkpoint.
+    """
+    folder = find_checkpoint(path)
+    header, config = _header(folder)
+    model = build_model(config.model).eval()
+    if untrained:
+        sha256, step = hashlib.sha256(_weights(model)).hexdigest(), 0
+    else:
+        load_weights(model, folder)
+        sha256, step = header["weights_sha256"], header["step"]
+    return model, ModelInfo(sha256, step, config.model.hidden_size, header["config"])
+
+
+def load_training(folder: Path) -> TrainingState:
+    """What the loop needs besides the weights to go on from checkpoint ``folder``."""
+    header, config = _header(folder)
+    tensors = _load_tensors(folder / "training.safetensors")
+    prefix = "optimizer."
+    return TrainingState(
+        step=header["step"],
+        corpus_sha256=header["corpus_sha256"],
+        config=config,
+        state=(tensors["state.h"], tensors["state.c"]),
+        optimizer={name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)},
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: ByteLM) -> dict[str, Tensor]:
+    """Adam's tensors by parameter name: ``exp_avg.head.weight`` and so on."""
+    return {
+        f"{key}.{name}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, model: ByteLM, tensors: dict[str, Tensor]) -> None:
+    """The inverse of ``optimizer_tensors``."""
+    for name, parameter in model.named_parameters():
+        values = {key.removesuffix(f".{name}"): value for key, value in tensors.items() if key.endswith(f".{name}")}
+        if values:
+            optimizer.state[parameter] = {key: value.to(parameter.device) for key, value in values.items()}

@@ -1,0 +1,87 @@
+"""What a training run is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fastlstm.corpus.batches import Reset
+from fastlstm.errors import InputError
+from fastlstm.model import Initialisation
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The language model."""
+
+    hidden_size: int = 2048
+    init: Initialisation = "glorot"  # "glorot": the seed's; "uniform": torch.nn.LSTM's
+    forget_bias: float = 0.0  # added to the forget gate's bias; 0 as in the seed
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How shards are read."""
+
+    batch_size: int = 128  # contiguous streams of a shard
+    window: int = 128  # bytes back-propagated through
+    epochs_per_shard: int = 1
+    passes: int = 1  # over all shards
+    reset: Reset = "shard"  # the state is zeroed at each shard and epoch, or at every document's start as well
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with a linear decay to zero over the whole run, after an optional linear warm-up."""
+
+    learning_rate: float = 5e-4
+    warmup_steps: int = 0
+    clip: float = 5.0  # largest norm of the gradient over all parameters
+    steps: int | None = None  # stop (and reach zero) after so many updates; none: all windows of the data
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What changes nothing about the weights."""
+
+    device: str = "auto"  # "auto": a GPU if there is one
+    log_every: int = 100  # steps between lines of the log
+    validate_every: int = 2000  # steps between validations; also validated at the end
+    checkpoint_every: int = 2000
+    keep_checkpoints: int = 2
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        positive = {
+            "model.hidden_size": self.model.hidden_size,
+            "data.batch_size": self.data.batch_size,
+            "data.window": self.data.window,
+            "data.epochs_per_shard": self.data.epochs_per_shard,
+            "data.passes": self.data.passes,
+            "optimizer.learning_rate": self.optimizer.learning_rate,
+            "optimizer.clip": self.optimizer.clip,
+            "run.log_every": self.run.log_every,
+            "run.validate_every": self.run.validate_every,
+            "run.checkpoint_every": self.run.checkpoint_every,
+            "run.keep_checkpoints": self.run.keep_checkpoints,
+        }
+        for name, value in positive.items():
+            if value <= 0:
+                raise InputError(f"{name}: expected a positive number, got {value}")
+        if self.optimizer.steps is not None and self.optimizer.steps < 1:
+            raise InputError(f"optimizer.steps: expected a positive number or none, got {self.optimizer.steps}")
+        if self.optimizer.warmup_steps < 0:
+            raise InputError(f"optimizer.warmup_steps: expected >= 0, got {self.optimizer.warmup_steps}")
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Rate of update ``step`` (0-based) of ``steps``: linear warm-up, then linearly to 0 over the whole run."""
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.learning_rate * warm * (1 - step / steps)

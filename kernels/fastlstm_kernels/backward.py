@@ -1,0 +1,346 @@
+"""The LSTM backward recurrence in one Triton kernel: from saved gates and cells to the gradient of every z_t.
+
+Going from step t + 1 to step t takes a product, d_gates_{t+1} W_hh, and the pointwise gradient of step t. The product
+sums over 4H gates, so `split` programs share the sum of one tile: each leaves a float32 partial in global memory, and
+after a barrier every program finishes its share of the (B, H) units, adding the partials in a fixed order: two runs
+are bit-equal. With split = 1 a program finishes its own tile from registers, and one barrier a step is enough.
+"""
+# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastlstm_kernels.activations import tanh
+from fastlstm_kernels.grid import arrive, wait
+from fastlstm_kernels.launch import Tile, backward_tile, dot_precision, resident_programs
+from fastlstm_kernels.reference import Backward
+
+
+@triton.jit
+def _product(
+    d_gates,
+    weight,
+    t,
+    terms,
+    part,
+    T,
+    B,
+    b,
+    live,
+    units,
+    H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    STAGES: tl.constexpr,
+    SHARE: tl.constexpr,
+    MASK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The first ``terms`` terms of share ``part`` of d_gates[t] W_hh: (BLOCK_B, BLOCK_H) float32."""
+    k = part * SHARE + tl.arange(0, BLOCK_K)
+    d_row = (tl.zeros((), tl.int64) + t) * B + b
+    d_pointers = d_gates + d_row[:, None] * (4 * H) + k[None, :]
+    w_pointers = weight + k.to(tl.int64)[:, None] * H + units[None, :]
+    acc = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    for k0 in tl.range(0, terms, BLOCK_K, num_stages=STAGES):
+        d_mask = live[:, None]
+        if MASK_K:
+            d_mask = d_mask & (k0 + k < 4 * H)[None, :]
+        d_tile = tl.load(d_pointers, mask=d_mask, other=0.0, cache_modifier=".cg")
+        if MASK_K or H % BLOCK_H != 0:
+            w_tile = tl.load(w_pointers, mask=(k0 + k < 4 * H)[:, None] & (units < H)[None, :], other=0.0)
+        else:
+            w_tile = tl.load(w_pointers)
+        acc = tl.dot(d_tile, w_tile, acc, input_precision=PRECISION)
+        d_pointers += BLOCK_K
+        w_pointers += BLOCK_K * H
+    return acc
+
+
+@triton.jit
+def _kept(resets, t, T, B, b, live, HAS_RESETS: tl.constexpr):
+    """Sequences that go from step t - 1 into step t without a reset."""
+    keep = live
+    if HAS_RESETS:
+        row = (tl.zeros((), tl.int64) + t) * B
+        keep = live & (tl.load(resets + row + b, mask=live & (t < T), other=0) == 0)
+    return keep
+
+
+@triton.jit
+def _saved(
+    dh,
+    dc,
+    gates,
+    cells,
+    c0,
+    resets,
+    dc_state,
+    t,
+    T,
+    B,
+    b,
+    live,
+    units,
+    H: tl.constexpr,
+    HAS_DH: tl.constexpr,
+    HAS_DC: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+):
+    """What the gradient of step t needs and does not depend on the product: gates, cells, and gradients so far."""
+    mask = live[:, None] & (units < H)[None, :]
+    at = b[:, None] * H + units[None, :]
+    row = (tl.zeros((), tl.int64) + t) * B
+    gate_at = (row + b)[:, None] * (4 * H) + units[None, :]
+    i = tl.load(gates + gate_at, mask=mask, other=0.0).to(tl.float32)
+    f = tl.load(gates + gate_at + H, mask=mask, other=0.0).to(tl.float32)
+    g = tl.load(gates + gate_at + 2 * H, mask=mask, other=0.0).to(tl.float32)
+    o = tl.load(gates + gate_at + 3 * H, mask=mask, other=0.0).to(tl.float32)
+    c = tl.load(cells + row * H + at, mask=mask, other=0.0)
+    before = tl.where(t == 0, c0, cells + (row - B) * H)
+    from_before = _kept(resets, t, T, B, b, live, HAS_RESETS)
+    c_prev = tl.load(before + at, mask=mask & from_before[:, None], other=0.0)
+    to_next = _kept(resets, t + 1, T, B, b, live, HAS_RESETS)
+    dc_t = tl.load(dc_state + at, mask=mask & to_next[:, None], other=0.0)
+    if HAS_DC:
+        dc_t += tl.load(dc + row * H + at, mask=mask, other=0.0).to(tl.float32)
+    dh_t = tl.zeros_like(dc_t)
+    if HAS_DH:
+        dh_t += tl.load(dh + row * H + at, mask=mask, other=0.0).to(tl.float32)
+    return i, f, g, o, c, c_prev, dh_t, dc_t, to_next
+
+
+@triton.jit
+def _finish(
+    i, f, g, o, c, c_prev, dh_t, dc_t, to_next, dh_back, d_gates, dc_state, t, B, b, live, units, H: tl.constexpr
+):
+    """Gradient of z_t; ``dc_state`` (B, H) becomes what step t sends back to c_{t-1}, before a reset cuts it."""
+    mask = live[:, None] & (units < H)[None, :]
+    row = (tl.zeros((), tl.int64) + t) * B
+    gate_at = (row + b)[:, None] * (4 * H) + units[None, :]
+    tanh_c = tanh(c)
+    dh_t += tl.where(to_next[:, None], dh_back, 0.0)
+    dc_t += dh_t * o * (1.0 - tanh_c * tanh_c)
+    element = d_gates.dtype.element_ty
+    tl.store(d_gates + gate_at, (dc_t * g * i * (1.0 - i)).to(element), mask=mask)
+    tl.store(d_gates + gate_at + H, (dc_t * c_prev * f * (1.0 - f)).to(element), mask=mask)
+    tl.store(d_gates + gate_at + 2 * H, (dc_t * i * (1.0 - g * g)).to(element), mask=mask)
+    tl.store(d_gates + gate_at + 3 * H, (dh_t * tanh_c * o * (1.0 - o)).to(element), mask=mask)
+    tl.store(dc_state + b[:, None] * H + units[None, :], dc_t * f, mask=mask)
+
+
+@triton.jit(do_not_specialize=["n_begin", "n_end", "T", "B"])
+def lstm_backward_kernel(
+    dh,  # (T, B, H)
+    dc,  # (T, B, H)
+    gates,  # (T, B, 4H), activated
+    cells,  # (T, B, H) float32
+    c0,  # (B, H) float32
+    weight,  # (4H, H)
+    resets,  # (T, B) bool
+    d_gates,  # (T, B, 4H)
+    dc_state,  # (B, H) float32, zero at first
+    partials,  # (SPLIT, B, H) float32; after n = T their sum is the gradient of h_{-1}
+    counter,  # (1,) int32, zero
+    n_begin,
+    n_end,
+    T,
+    B,
+    H: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    FINISH_B: tl.constexpr,
+    STAGES: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    HAS_DH: tl.constexpr,
+    HAS_DC: tl.constexpr,
+    HAS_RESETS: tl.constexpr,
+    PRODUCT: tl.constexpr,
+    FINISH: tl.constexpr,
+    PERSISTENT: tl.constexpr,
+):
+    """Rounds n_begin to n_end of T + 1: round n multiplies d_gates of step T - n and finishes step T - 1 - n.
+
+    Round 0 has nothing to multiply, round T nothing to finish.
+    """
+    SHARE: tl.constexpr = ((4 * H + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)) * BLOCK_K
+    MASK_K: tl.constexpr = SHARE * SPLIT != 4 * H
+    pid = tl.program_id(0)
+    programs = tl.num_programs(0)
+    batch_tiles = tl.cdiv(B, BLOCK_B)
+    unit_tiles = tl.cdiv(H, BLOCK_H)
+    shares = batch_tiles * unit_tiles * SPLIT
+    finish_batch_tiles = tl.cdiv(B, FINISH_B)
+    finish_tiles = finish_batch_tiles * unit_tiles
+    arrivals = 0
+    for n in range(n_begin, n_end):
+        t = T - 1 - n
+        if PRODUCT:
+            if PERSISTENT:
+                if n > n_begin:
+                    wait(counter, arrivals)
+            for share in range(pid, shares, programs):
+                part = share % SPLIT
+                tile = share // SPLIT
+                rows = (tile % batch_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
+                units = (tile // batch_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+                live = rows < B
+                b = tl.where(live, rows, 0).to(tl.int64)
+                acc = _product(
+                    d_gates,
+                    weight,
+                    t + 1,
+                    tl.where(n > 0, SHARE, 0),
+                    part,
+                    T,
+                    B,
+                    b,
+                    live,
+                    units,
+                    H,
+                    BLOCK_B,
+                    BLOCK_H,
+                    BLOCK_K,
+                    STAGES,
+                    SHARE,
+                    MASK_K,
+                    PRECISION,
+                )
+                if SPLIT > 1 or t < 0:
+                    at = ((tl.zeros((), tl.int64) + part) * B + b)[:, None] * H + units[None, :]
+                    tl.store(partials + at, acc, mask=live[:, None] & (units < H)[None, :])
+                else:
+                    i, f, g, o, c, c_prev, dh_t, dc_t, to_next = _saved(
+                        dh, dc, gates, cells, c0, resets, dc_state, t, T, B, b, live, units, H,
+                        HAS_DH, HAS_DC, HAS_RESETS,
+                    )  # fmt: skip
+                    _finish(
+                        i, f, g, o, c, c_prev, dh_t, dc_t, to_next, acc, d_gates, dc_state, t, B, b, live, units, H
+                    )
+            if PERSISTENT:
+                arrive(counter)
+                arrivals += programs
+        if FINISH and SPLIT > 1:
+            if PERSISTENT:
+                if pid >= finish_tiles:
+                    wait(counter, arrivals)
+            if t >= 0:
+                for tile in range(pid, finish_tiles, programs):
+                    rows = (tile % finish_batch_tiles) * FINISH_B + tl.arange(0, FINISH_B)
+                    units = (tile // finish_batch_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
+                    live = rows < B
+                    b = tl.where(live, rows, 0).to(tl.int64)
+                    mask = live[:, None] & (units < H)[None, :]
+                    # Asked for before waiting: the saved values come from far away.
+                    i, f, g, o, c, c_prev, dh_t, dc_t, to_next = _saved(
+                        dh, dc, gates, cells, c0, resets, dc_state, t, T, B, b, live, units, H,
+                        HAS_DH, HAS_DC, HAS_RESETS,
+                    )  # fmt: skip
+                    if PERSISTENT:
+                        if tile == pid:
+                            wait(counter, arrivals)
+                    dh_back = tl.zeros((FINISH_B, BLOCK_H), tl.float32)
+                    for part in tl.static_range(SPLIT):
+                        at = ((tl.zeros((), tl.int64) + part) * B + b)[:, None] * H + units[None, :]
+                        dh_back += tl.load(partials + at, mask=mask, other=0.0, cache_modifier=".cg")
+                    _finish(
+                        i, f, g, o, c, c_prev, dh_t, dc_t, to_next, dh_back, d_gates, dc_state, t, B, b, live, units, H
+                    )
+            if PERSISTENT:
+                arrive(counter)
+                arrivals += programs
+
+
+def lstm_backward(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    gates: Tensor,
+    c: Tensor,
+    c0: Tensor,
+    weight_hh: Tensor,
+    *,
+    resets: Tensor | None = None,
+    tile: Tile | None = None,
+    persistent: bool | None = None,
+) -> Backward:
+    """Gradients of the recurrence: d_gates (T, B, 4H) in the weights' dtype, dh0 and dc0 (B, H) float32.
+
+    ``dh`` and ``dc`` (T, B, H), either may be None; ``gates`` (T, B, 4H) and ``c`` (T, B, H) float32 as
+    ``forward.lstm_forward`` saved them; ``c0`` (B, H) float32; ``weight_hh`` (4H, H); ``resets`` (T, B) bool or None.
+    ``tile`` overrides the launch table. ``persistent``: all steps in one launch (None: on a GPU yes, in the interpreter
+    no).
+    """
+    T, B, H = c.shape
+    tile = tile or backward_tile(H, B, weight_hh.dtype)
+    persistent = weight_hh.is_cuda if persistent is None else persistent
+    dh = None if dh is None else dh.contiguous()
+    dc = None if dc is None else dc.contiguous()
+    resets = None if resets is None else resets.contiguous()
+    gates, c, c0, weight_hh = gates.contiguous(), c.contiguous(), c0.contiguous(), weight_hh.contiguous()
+
+    device = weight_hh.device
+    d_gates = torch.empty(T, B, 4 * H, dtype=weight_hh.dtype, device=device)
+    dc_state = torch.zeros(B, H, dtype=torch.float32, device=device)
+    partials = torch.empty(tile.split, B, H, dtype=torch.float32, device=device)
+
+    unit_tiles = triton.cdiv(H, tile.block_h)
+    shares = triton.cdiv(B, tile.block_b) * unit_tiles * tile.split
+    finish_b = min(triton.next_power_of_2(B), max(1, tile.block_b // tile.split))
+    finish_tiles = triton.cdiv(B, finish_b) * unit_tiles
+    counter = None
+    if persistent:
+        counter = torch.zeros(1, dtype=torch.int32, device=device)
+        launches = [(0, T + 1, True, True, min(max(shares, finish_tiles), resident_programs(device)))]
+    elif tile.split == 1:
+        launches = [(n, n + 1, True, True, shares) for n in range(T + 1)]
+    else:
+        launches = []
+        for n in range(T + 1):
+            launches += [(n, n + 1, True, False, shares), (n, n + 1, False, True, finish_tiles)]
+    cooperative = {"launch_cooperative_grid": True} if persistent else {}
+    for n_begin, n_end, product, finish, programs in launches:
+        lstm_backward_kernel[(programs,)](
+            dh,
+            dc,
+            gates,
+            c,
+            c0,
+            weight_hh,
+            resets,
+            d_gates,
+            dc_state,
+            partials,
+            counter,
+            n_begin,
+            n_end,
+            T,
+            B,
+            H=H,
+            BLOCK_B=tile.block_b,
+            BLOCK_H=tile.block_h,
+            BLOCK_K=tile.block_k,
+            FINISH_B=finish_b,
+            STAGES=tile.stages,
+            SPLIT=tile.split,
+            PRECISION=dot_precision(weight_hh.dtype),
+            HAS_DH=dh is not None,
+            HAS_DC=dc is not None,
+            HAS_RESETS=resets is not None,
+            PRODUCT=product,
+            FINISH=finish,
+            PERSISTENT=persistent,
+            num_warps=tile.warps,
+            **cooperative,
+        )
+    dh0 = partials.sum(0)
+    if resets is not None:
+        first = resets[0].unsqueeze(1)
+        dh0, dc_state = dh0.masked_fill(first, 0), dc_state.masked_fill(first, 0)
+    return Backward(d_gates, dh0, dc_state)

@@ -1,0 +1,383 @@
+"""fastlstm-probes: label text, fit probes on its cell states, write the report.
+
+A mistake in what the user gave is one line on stderr and exit status 2. Modules are imported by the command that
+needs them: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastlstm.cli import Help, run_command
+from fastlstm.errors import InputError
+
+if TYPE_CHECKING:
+    from fastlstm_probes.concepts.labelling import LabelSummary
+    from fastlstm_probes.results import PartOfSpeechResult, Provenance, Score, SentimentResult
+
+NAME = "fastlstm-probes"
+SYNTHETIC = "synthetic grammar text: written by a program, not by people"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0, 2 after a user error, 130 when interrupted."""
+    return run_command(NAME, build_parser().parse_args(arguments))
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=NAME,
+        description="Find out what the cells of a byte-level LSTM know: label text, dump its cell states with "
+        "`fastlstm dump`, fit probes on the stored states, look at the report.",
+    )
+    commands = parser.add_subparsers(metavar="{label,fit,report}", required=True)
+    _add_label(commands.add_parser("label", help="write labelled text that `fastlstm dump` reads"))
+    _add_fit(commands.add_parser("fit", help="fit probes on a states store"))
+
+    report = _command(commands, "report", "write one self-contained HTML page of the results", _report)
+    report.add_argument("--results", type=Path, required=True, help="folder that `fit` wrote to")
+    report.add_argument("--out", type=Path, required=True, help="HTML file to write")
+    report.add_argument("--run", type=Path, help="training run folder: loss curve and configuration")
+    report.add_argument(
+        "--states", type=Path, help="states store with a row for every byte: text coloured by the neuron"
+    )
+    report.add_argument("--samples", type=Path, help="generated text, JSON lines of `fastlstm sample`")
+    report.add_argument("--readme-figure", type=Path, help="PNG file to write beside the report")
+    return parser
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(metavar="{sst,reviews,lines,treebank}", required=True)
+    documents = "documents to label, or 'all'"
+
+    sst = _command(commands, "sst", "Stanford Sentiment Treebank, binary sentences, label 0/1", _label_sst)
+    sst.add_argument("folder", type=Path, help="folder with {train,dev,test}_binary_sent.csv")
+
+    reviews = _command(
+        commands,
+        "reviews",
+        "held-out reviews of a prepared corpus, label 0/1 by their stars (more or fewer than 3)",
+        _label_reviews,
+    )
+    reviews.add_argument("corpus", type=Path, help="corpus folder that `fastlstm prepare` wrote")
+    reviews.add_argument("--documents", type=_count_or("all"), default="all", help=documents)
+    reviews.add_argument(
+        "--splits",
+        nargs="+",
+        choices=("train", "valid", "test"),
+        default=("valid", "test"),
+        help="splits of the corpus to take reviews from",
+    )
+    reviews.add_argument(
+        "--tags",
+        choices=("none", "nltk", "gold", "auto"),
+        default="none",
+        help="part-of-speech tags: none, NLTK's tagger, the corpus's own, or auto: NLTK's where its data is installed",
+    )
+    reviews.add_argument("--seed", type=_natural, default=0, help="chooses and splits the documents")
+
+    lines = _command(commands, "lines", "a text file, every line a document, tagged by NLTK", _label_lines)
+    lines.add_argument("file", type=Path, help="UTF-8 text; blank lines and WikiText headings are left out")
+    lines.add_argument("--documents", type=_count_or("all"), default="all", help=documents)
+    lines.add_argument("--tags", choices=("nltk", "none"), default="nltk", help="NLTK's tagger, or no tags")
+
+    treebank = _command(
+        commands, "treebank", "NLTK's sample of the Penn Treebank, gold tags (NLTK_DATA)", _label_treebank
+    )
+    treebank.add_argument("--documents", type=_count_or("all"), default="1000", help=documents)
+
+    for command in (sst, reviews, lines, treebank):
+        command.add_argument("--out", type=Path, required=True, help="corpus folder to write")
+        _add_quiet(command)
+
+
+def _add_fit(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(metavar="{sentiment,pos}", required=True)
+    sentiment = _command(
+        commands,
+        "sentiment",
+        "L1 logistic regression of document labels 0/1 on the last cell states, C = 2^-8..2^0 by validation "
+        "accuracy (Radford et al. 2017), one neuron, TF-IDF and baselines",
+        _fit_sentiment,
+    )
+    pos = _command(
+        commands,
+        "pos",
+        "one L1 logistic regression per part of speech on the cell states of bytes or words, then on the top 1, "
+        "2 and 3 cells (Carvalho 2018), and baselines",
+        _fit_pos,
+    )
+    sentiment.add_argument("store", type=Path, help="states store with one row per document")
+    pos.add_argument("store", type=Path, help="states store of tagged text, rows all, word or every:K")
+    pos.add_argument(
+        "--group",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="group the tags (all verbs VB, ...; rare tags OTHER)",
+    )
+    pos.add_argument(
+        "--C",
+        type=_strength,
+        default="0.25",
+        help="inverse L1 strength, or 'sweep': per tag, of 2^-4..2^0 by validation accuracy",
+    )
+    pos.add_argument(
+        "--split",
+        choices=("document", "byte"),
+        default="document",
+        help="the text's own split by document, or the random byte split of Carvalho 2018 (81/9/10 %%), whose "
+        "scores are too good: bytes of one word are in train and test",
+    )
+    pos.add_argument(
+        "--max-rows",
+        type=_count_or("all"),
+        default="50000",
+        help="rows to train on, those of whole documents, or 'all'; a job needs 32 bytes of memory per row and cell",
+    )
+    pos.add_argument("--skip-untagged", action="store_true", help="text without tags is not an error: fit nothing")
+    pos.add_argument("--jobs", type=int, default=-1, help="processes; -1: one per core")
+    for command in (sentiment, pos):
+        command.add_argument(
+            "--untrained", type=Path, help="store of the same rows by the untrained model, for its baseline"
+        )
+        command.add_argument("--out", type=Path, required=True, help="folder to write the result (JSON) to")
+        command.add_argument("--seed", type=_natural, default=42, help="of liblinear's coordinate order")
+        command.add_argument(
+            "--max-iter",
+            type=_count,
+            default=100,
+            help="iterations of liblinear per fit: bounds its time; fits that did not converge are marked",
+        )
+        _add_quiet(command)
+
+
+def _command(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    description: str,
+    run: Callable[[argparse.Namespace], None],
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=description, description=description, formatter_class=Help)
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="no progress bars on stderr")
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"expected 0 to 2^31 - 1, got {value}")
+    return value
+
+
+def _count_or(word: str) -> Callable[[str], int | None]:
+    def count(text: str) -> int | None:
+        return None if text == word else _count(text)
+
+    return count
+
+
+def _strength(text: str) -> float | None:
+    if text == "sweep":
+        return None
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0 or 'sweep', got {text}")
+    return value
+
+
+def _label_sst(options: argparse.Namespace) -> None:
+    from fastlstm_probes.concepts.sst import label_sst
+
+    _print_labelled(label_sst(options.folder, options.out, progress=not options.quiet))
+
+
+def _label_reviews(options: argparse.Namespace) -> None:
+    from fastlstm_probes.concepts.reviews import label_reviews
+    from fastlstm_probes.concepts.tagging import nltk_models
+
+    tags = options.tags
+    if tags == "auto":
+        try:
+            nltk_models()
+            tags = "nltk"
+        except InputError as error:
+            print(f"no part-of-speech tags: {error}")
+            tags = "none"
+    summary = label_reviews(
+        options.corpus,
+        options.out,
+        documents=options.documents,
+        splits=tuple(options.splits),
+        tags=tags,
+        seed=options.seed,
+        progress=not options.quiet,
+    )
+    _print_labelled(summary)
+
+
+def _label_lines(options: argparse.Namespace) -> None:
+    from fastlstm_probes.concepts.tagged_text import label_lines
+
+    summary = label_lines(
+        options.file,
+        options.out,
+        documents=options.documents,
+        tags=options.tags,
+        progress=not options.quiet,
+    )
+    _print_labelled(summary)
+
+
+def _label_treebank(options: argparse.Namespace) -> None:
+    from fastlstm_probes.concepts.tagged_text import label_treebank
+
+    _print_labelled(label_treebank(options.out, documents=options.documents, progress=not options.quiet))
+
+
+def _fit_sentiment(options: argparse.Namespace) -> None:
+    from fastlstm.states import open_states
+    from fastlstm_probes.results import save_result
+    from fastlstm_probes.sentiment import fit_sentiment
+
+    result = fit_sentiment(
+        open_states(options.store),
+        untrained=open_states(options.untrained) if options.untrained else None,
+        seed=options.seed,
+        max_iter=options.max_iter,
+        progress=not options.quiet,
+    )
+    path = save_result(options.out, result)
+    _print_sentiment(result)
+    print(f"written: {path}")
+
+
+def _fit_pos(options: argparse.Namespace) -> None:
+    from fastlstm.states import open_states
+    from fastlstm_probes.part_of_speech import fit_part_of_speech
+    from fastlstm_probes.results import save_result
+
+    store = open_states(options.store)
+    if options.skip_untagged and store.word_tag is None:
+        print(f"{options.store}: its text has no tagged words: nothing to fit")
+        return
+    result = fit_part_of_speech(
+        store,
+        untrained=open_states(options.untrained) if options.untrained else None,
+        group=options.group,
+        C=options.C,
+        split=options.split,
+        max_rows=options.max_rows,
+        seed=options.seed,
+        max_iter=options.max_iter,
+        n_jobs=options.jobs,
+        progress=not options.quiet,
+    )
+    path = save_result(options.out, result)
+    _print_part_of_speech(result)
+    print(f"written: {path}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from fastlstm.states import open_states
+    from fastlstm_probes.report import write_report
+
+    write_report(
+        options.out,
+        run=options.run,
+        results=options.results,
+        states=open_states(options.states) if options.states else None,
+        samples=options.samples,
+        readme_figure=options.readme_figure,
+    )
+    print(f"written: {options.out}")
+
+
+def _print_labelled(summary: LabelSummary) -> None:
+    from fastlstm.corpus.shards import Corpus
+
+    manifest = Corpus(summary.folder).manifest
+    if manifest.synthetic:
+        print(SYNTHETIC)
+    for split, documents in summary.documents.items():
+        labels = ", ".join(f"{count:,} {label}" for label, count in summary.labels[split].items() if count)
+        print(f"{split:6s}{documents:9,} documents (labels: {labels})")
+    if summary.tags:
+        commonest = ", ".join(f"{tag} {count:,}" for tag, count in list(summary.tags.items())[:8])
+        print(f"{summary.words:,} tagged words: {commonest}, ...")
+    print(f"written: {summary.folder} ({summary.bytes:,} bytes of text)")
+
+
+def _print_provenance(provenance: Provenance) -> None:
+    if provenance.synthetic:
+        print(SYNTHETIC)
+    print(
+        f"model {provenance.model_sha256[:12]} step {provenance.model_step:,}, text {provenance.text_kind} "
+        f"{provenance.text_sha256[:12]}, rows {provenance.rows}, split by {provenance.split}, "
+        f"seed {provenance.seed}"
+    )
+
+
+def _print_scores(scores: list[Score]) -> None:
+    print(f"\n{'accuracy, %':<54s}{'train':>7s}{'valid':>7s}{'test':>7s}   95 % interval")
+    for score in scores:
+        train, valid = (f"{100 * part:7.1f}" if part is not None else " " * 7 for part in (score.train, score.valid))
+        print(
+            f"{score.name:<54s}{train}{valid}{100 * score.test:7.1f}   "
+            f"{100 * score.test_low:.1f}-{100 * score.test_high:.1f}  {score.detail}"
+        )
+
+
+def _print_sentiment(result: SentimentResult) -> None:
+    _print_provenance(result.provenance)
+    counts = result.counts
+    print(
+        f"sentiment: {counts['train']:,} train, {counts['valid']:,} valid, {counts['test']:,} test documents, "
+        f"{counts['unlabelled']:,} without a label left out"
+    )
+    print(f"neuron: cell {result.neuron}, {'high' if result.sign > 0 else 'low'} is positive")
+    _print_scores(result.scores)
+
+
+def _print_part_of_speech(result: PartOfSpeechResult) -> None:
+    _print_provenance(result.provenance)
+    rows = result.rows
+    print(
+        f"part of speech, tags {'grouped' if result.group else 'as they are'}: {rows['train']:,} of "
+        f"{rows['train_available']:,} train, {rows['valid']:,} valid, {rows['test']:,} test rows"
+    )
+    print("\nall tags, test, %       accuracy  precision  recall (weighted)")
+    for overall in result.overall:
+        cells = "all cells" if overall.k == "all" else f"{overall.k} per tag"
+        print(f"{cells:<24s}{100 * overall.accuracy:8.1f}{100 * overall.precision:11.1f}{100 * overall.recall:8.1f}")
+    _print_scores(result.baselines)
+    print("\n                            all cells, %                      one cell, %")
+    print("tag       rows   cells     prec. recall av.prec.     cell   prec. recall av.prec.")
+    for row in result.tags:
+        of_k = {score.k: score for score in row.by_k}
+        shown = [
+            f"{100 * of_k[k].precision:6.1f}{100 * of_k[k].recall:7.1f}"
+            + (f"{100 * average:8.1f}" if (average := of_k[k].average_precision) is not None else f"{'-':>8s}")
+            for k in ("all", "1")
+        ]
+        cell = str(row.top[0]) if row.top else "-"
+        flag = "" if row.converged else "  not converged"
+        print(f"{row.tag:<7s}{row.positive:7,}{row.features_used:8,}   {shown[0]}{cell:>10s}  {shown[1]}{flag}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

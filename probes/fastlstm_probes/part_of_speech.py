@@ -1,0 +1,316 @@
+"""The part-of-speech fit: one L1 classifier per tag, on all cells and on the one, two and three best.
+
+The protocol of Carvalho 2018 (`concept_neuron.py`). The class of a row is the class of its byte: the tag of the
+word that covers it, SPACE for white space that no word covers, OTHER for any other byte without a word. Each
+class gets a one-vs-all L1 classifier on all cells, then classifiers on the k = 1, 2, 3 cells of its largest |w|.
+All classes together are judged by the largest normalised margin (x . w + b) / ||w||_2.
+
+A classifier without any weight has the margin of the limit w -> 0: +inf everywhere if b > 0, else -inf. Where
+margins tie, the class that is more frequent in train wins, so classifiers without weights name the majority.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import joblib
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from fastlstm.errors import InputError
+from fastlstm.states import States
+from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
+from fastlstm_probes.l1 import MAX_ITER, L1Fit, fit_l1, sweep_l1, warn_unconverged
+from fastlstm_probes.metrics import (
+    accuracy,
+    binary_scores,
+    histogram_by_class,
+    weighted_precision_recall,
+    wilson,
+)
+from fastlstm_probes.results import KResult, PartOfSpeechResult, Score, TagRow, TagScore, provenance_of
+from fastlstm_probes.splits import NAMES, SplitRule, check_untrained, limit_rows, read_rows, split_rows
+
+MAJORITY = "majority tag"
+CURRENT_BYTE = "current byte: its most frequent tag in train"
+UNTRAINED_ALL = "untrained LSTM: all cells"
+UNTRAINED_ONE = "untrained LSTM: one cell per tag"
+
+SWEEP_STRENGTHS = tuple(2.0**power for power in range(-4, 1))
+TOP = (1, 2, 3)
+
+Codes = NDArray[np.int16]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The rows used, by part, and the code of each one's class (an index into `classes`)."""
+
+    classes: tuple[str, ...]
+    index: dict[str, NDArray[np.int64]]
+    code: dict[str, Codes]
+
+
+@dataclass(frozen=True)
+class _Classifier:
+    """A fit on some columns of the cells."""
+
+    k: str
+    columns: NDArray[np.intp]
+    fit: L1Fit
+
+    def margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        return self.fit.margin(X[:, self.columns])
+
+    def normalised_margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        return self.fit.normalised_margin(X[:, self.columns])
+
+
+@dataclass(frozen=True)
+class _TagFits:
+    tag: str
+    code: int
+    full: L1Fit
+    top: tuple[_Classifier, ...]  # k = 1, 2, 3
+    others: tuple[L1Fit, ...]  # fits of a sweep that were not chosen
+
+    def classifiers(self) -> tuple[_Classifier, ...]:
+        return (_Classifier("all", np.arange(self.full.weights.size), self.full), *self.top)
+
+
+def fit_part_of_speech(
+    store: States,
+    *,
+    untrained: States | None = None,
+    group: bool = True,
+    C: float | None = 0.25,
+    split: SplitRule = "document",
+    max_rows: int | None = 50_000,
+    seed: int = 42,
+    max_iter: int = MAX_ITER,
+    n_jobs: int = -1,
+    progress: bool = True,
+) -> PartOfSpeechResult:
+    """Fit every part of speech of a store whose text has tagged words.
+
+    Args:
+        untrained: a store of the same rows by the same architecture with its initial weights, for two baselines.
+        group: group the tags as Carvalho 2018 does (every verb is VB, ...; rare tags are OTHER).
+        C: inverse L1 strength of every classifier; None: per tag, the one of 2^-4..2^0 with the best accuracy on
+            the validation rows (ties: the smallest).
+        split: "document", or "byte" for the random byte split of Carvalho 2018.
+        max_rows: train on at most so many rows, those of whole documents drawn by `seed`; None: on all. A job
+            needs about 32 bytes of memory per train row and cell (50,000 x 2048: 3.3 GB).
+        n_jobs: processes, one tag each at a time; -1: one per core.
+
+    Classes that the train rows lack have no classifier; test rows of them count as wrong. The intervals of the
+    baselines take rows as independent, which the bytes of one word are not: the true ones are wider.
+
+    Raises:
+        InputError: text without tags, rows of whole documents, an empty part, fewer than two classes in train.
+    """
+    started = time.perf_counter()
+    if untrained is not None:
+        check_untrained(store, untrained)
+    rows, available = _choose_rows(store, group, split, max_rows, seed, needs_valid=C is None)
+    fits, X = _fit_tags(store, rows, C, seed, max_iter, n_jobs, progress, "tags")
+    baselines = [_majority_score(rows), _current_byte_score(store, rows)]
+    named_fits = _named(fits, "")
+    if untrained is not None:
+        fits_0, X_0 = _fit_tags(untrained, rows, C, seed, max_iter, n_jobs, progress, "untrained")
+        named_fits += _named(fits_0, "untrained ")
+        for k, name in (("all", UNTRAINED_ALL), ("1", UNTRAINED_ONE)):
+            predicted = _predict(fits_0, k, X_0["test"])
+            baselines.append(_score(name, rows, {"test": predicted}, "normalised margins"))
+    warn_unconverged(named_fits, max_iter)
+    return PartOfSpeechResult(
+        provenance=provenance_of(store, untrained=untrained, seed=seed, split=split, max_iter=max_iter),
+        group=group,
+        rows={part: rows.index[part].size for part in NAMES} | {"train_available": available},
+        overall=[_overall(fits, k, X["test"], rows.code["test"]) for k in ("all", *map(str, TOP))],
+        baselines=baselines,
+        tags=[_tag_row(fit, rows, X, store.units) for fit in fits],
+        units=store.units.tolist(),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def row_classes(store: States, group: bool) -> tuple[tuple[str, ...], Codes]:
+    """The classes of a tagged text, sorted, and each row's: an index into them, int16 (N,)."""
+    tagset = store.attributes.text.tagset
+    if store.word_tag is None or tagset is None:
+        raise InputError(
+            f"{store.path}: its text (kind {store.attributes.text.kind!r}) has no tagged words: label text with "
+            "`fastlstm-probes label treebank`, `label lines`, or `label reviews --tags nltk`, and dump that"
+        )
+    class_of_tag = [group_tag(tag, group) for tag in tagset]
+    classes = tuple(sorted({*class_of_tag, SPACE, OTHER}))
+    code_of_tag = np.array([classes.index(name) for name in class_of_tag], dtype=np.int16)
+    tag = store.byte_tags()[store.position]
+    white = np.isin(store.byte, np.frombuffer(b" \t\n\r\v\f", dtype=np.uint8))
+    uncovered = np.where(white, classes.index(SPACE), classes.index(OTHER))
+    return classes, np.where(tag >= 0, code_of_tag[tag], uncovered).astype(np.int16)
+
+
+def _choose_rows(
+    store: States, group: bool, split: SplitRule, max_rows: int | None, seed: int, *, needs_valid: bool
+) -> tuple[_Rows, int]:
+    """The rows to use, and how many train rows there were before the limit."""
+    if store.attributes.rows == "document":
+        raise InputError(
+            f"{store.path}: its rows are the last bytes of documents, which belong to no word: dump the text again "
+            "with rows 'all', 'word' or 'every:K'"
+        )
+    classes, code = row_classes(store, group)
+    parts = split_rows(store, split)
+    index = {
+        "train": limit_rows(store, parts.train, max_rows, seed),
+        "valid": parts.valid,
+        "test": parts.test,
+    }
+    for part in NAMES:
+        if index[part].size == 0 and (part != "valid" or needs_valid):
+            raise InputError(
+                f"{store.path}: no row in split {part!r}: the fit needs it; label more documents, or dump all splits"
+            )
+    if np.unique(code[index["train"]]).size < 2:
+        only = classes[code[index["train"][0]]]
+        raise InputError(f"{store.path}: every train row is {only}: expected at least two classes")
+    return _Rows(classes, index, {part: code[index[part]] for part in NAMES}), parts.train.size
+
+
+def _fit_tags(
+    store: States,
+    rows: _Rows,
+    C: float | None,
+    seed: int,
+    max_iter: int,
+    n_jobs: int,
+    progress: bool,
+    name: str,
+) -> tuple[list[_TagFits], dict[str, NDArray[np.float32]]]:
+    """The fits of every class of the train rows, the most frequent first, and the cells by part."""
+    X = {part: read_rows(store, rows.index[part]) for part in NAMES}
+    counts = np.bincount(rows.code["train"], minlength=len(rows.classes))
+    codes = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
+    # Processes, not threads: liblinear draws from one random generator per process, threads would share it.
+    jobs = joblib.Parallel(n_jobs=min(joblib.effective_n_jobs(n_jobs), len(codes)), return_as="generator")(
+        joblib.delayed(_fit_tag)(
+            rows.classes[code],
+            code,
+            X["train"],
+            rows.code["train"] == code,
+            X["valid"] if C is None else X["valid"][:0],
+            rows.code["valid"] == code,
+            C,
+            seed,
+            max_iter,
+        )
+        for code in codes
+    )
+    fits: list[_TagFits] = []
+    with tqdm(total=len(codes), desc=name, unit="tag", disable=not progress) as bar:
+        for fit in jobs:
+            fits.append(fit)
+            bar.set_postfix_str(f"{fit.tag}: {fit.full.nonzero} weights")
+            bar.update()
+    return fits, X
+
+
+def _fit_tag(
+    tag: str,
+    code: int,
+    X: NDArray[np.float32],
+    y: NDArray[np.bool_],
+    X_valid: NDArray[np.float32],
+    y_valid: NDArray[np.bool_],
+    C: float | None,
+    seed: int,
+    max_iter: int,
+) -> _TagFits:
+    others: tuple[L1Fit, ...] = ()
+    if C is None:
+        sweep = sweep_l1(X, y, X_valid, y_valid, Cs=SWEEP_STRENGTHS, seed=seed, max_iter=max_iter)
+        full, others = sweep.best, sweep.fits
+    else:
+        full = fit_l1(X, y, C=C, seed=seed, max_iter=max_iter)
+    top = []
+    for k in TOP:
+        columns = full.top(k)
+        if columns.size:
+            fit = fit_l1(X[:, columns], y, C=full.C, seed=seed, max_iter=max_iter)
+        else:
+            fit = L1Fit(np.zeros(0), full.intercept, full.C, 0, full.converged, full.iterations)
+        top.append(_Classifier(str(k), columns, fit))
+    return _TagFits(tag, code, full, tuple(top), others)
+
+
+def _predict(fits: list[_TagFits], k: str, X: NDArray[np.float32]) -> Codes:
+    margins = np.stack([next(c for c in fit.classifiers() if c.k == k).normalised_margin(X) for fit in fits], axis=1)
+    codes = np.array([fit.code for fit in fits], dtype=np.int16)
+    return np.asarray(codes[margins.argmax(axis=1)])
+
+
+def _overall(fits: list[_TagFits], k: str, X: NDArray[np.float32], code: Codes) -> KResult:
+    predicted = _predict(fits, k, X)
+    precision, recall = weighted_precision_recall(code, predicted)
+    return KResult(k, accuracy(code, predicted), precision, recall)
+
+
+def _tag_row(fits: _TagFits, rows: _Rows, X: dict[str, NDArray[np.float32]], units: NDArray[np.int32]) -> TagRow:
+    positive = {part: rows.code[part] == fits.code for part in NAMES}
+    count = sum(int(of_part.sum()) for of_part in positive.values())
+    by_k = []
+    for classifier in fits.classifiers():
+        scores = binary_scores(positive["test"], classifier.margin(X["test"]))
+        by_k.append(TagScore(classifier.k, scores.accuracy, scores.precision, scores.recall, scores.average_precision))
+    top = fits.full.top(max(TOP))
+    return TagRow(
+        tag=fits.tag,
+        positive=count,
+        negative=sum(of_part.size for of_part in positive.values()) - count,
+        features_used=fits.full.nonzero,
+        top=units[top].tolist(),
+        by_k=by_k,
+        C=fits.full.C,
+        weights=fits.full.weights.tolist(),
+        intercept=fits.full.intercept,
+        histogram=histogram_by_class(X["train"][:, top[0]], positive["train"]) if top.size else None,
+        converged=fits.full.converged,
+    )
+
+
+def _majority_score(rows: _Rows) -> Score:
+    majority = int(np.bincount(rows.code["train"]).argmax())
+    predicted = {part: np.full(rows.code[part].size, majority, dtype=np.int16) for part in NAMES}
+    return _score(MAJORITY, rows, predicted, f"always {rows.classes[majority]}")
+
+
+def _current_byte_score(store: States, rows: _Rows) -> Score:
+    """What the byte alone gives away; a byte that train lacks gets the majority tag."""
+    counts = np.zeros((256, len(rows.classes)), dtype=np.int64)
+    np.add.at(counts, (store.byte[rows.index["train"]], rows.code["train"]), 1)
+    tag_of_byte = np.where(counts.any(axis=1), counts.argmax(axis=1), counts.sum(axis=0).argmax())
+    predicted = {part: tag_of_byte[store.byte[rows.index[part]]].astype(np.int16) for part in NAMES}
+    return _score(CURRENT_BYTE, rows, predicted, f"{int(counts.any(axis=1).sum())} byte values in train")
+
+
+def _score(name: str, rows: _Rows, predicted: dict[str, Codes], detail: str) -> Score:
+    """Accuracy by part, None for parts that were not predicted or are empty."""
+    of_part = {
+        part: accuracy(rows.code[part], predicted[part]) for part in NAMES if part in predicted and rows.code[part].size
+    }
+    correct = int((rows.code["test"] == predicted["test"]).sum())
+    low, high = wilson(correct, rows.code["test"].size)
+    return Score(name, of_part.get("train"), of_part.get("valid"), of_part["test"], low, high, detail)
+
+
+def _named(fits: list[_TagFits], prefix: str) -> list[tuple[str, L1Fit]]:
+    """Every fit with a name, for the warning of those that did not converge."""
+    named: list[tuple[str, L1Fit]] = []
+    for fit in fits:
+        named += [(f"{prefix}{fit.tag}", one) for one in (*fit.others, fit.full)]
+        named += [(f"{prefix}{fit.tag} k={one.k}", one.fit) for one in fit.top if one.columns.size]
+    return named

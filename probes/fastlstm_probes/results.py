@@ -1,0 +1,266 @@
+"""What a fit found, as frozen dataclasses, and their one file format: JSON with a kind and a version.
+
+`save_result` writes `sentiment.json` or `part_of_speech.json`; `load_result` gives back an equal object.
+Every number is a plain int, float or None (no NaN), arrays are lists, and `Provenance` says where all of it
+came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn
+
+from fastlstm.errors import InputError
+from fastlstm.states import States
+from fastlstm.version import __version__
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the numbers of one result come from."""
+
+    store: str  # identity of the states store
+    untrained_store: str | None  # identity of the store of the untrained model, if one was given
+    model_sha256: str
+    model_step: int
+    text_sha256: str
+    text_kind: str
+    synthetic: bool  # the text was written by the project's own grammar
+    rows: str  # the store's rule: which bytes have a row
+    state: str  # "document": state zero at each document's start; "running": carried on
+    seed: int
+    split: str  # "document" or "byte": see splits.py
+    max_iter: int  # limit given to the L1 solver
+    versions: dict[str, str]  # of the fit; "store ..." of the dump
+
+
+def provenance_of(store: States, *, untrained: States | None, seed: int, split: str, max_iter: int) -> Provenance:
+    """Where a fit on `store` with these settings comes from."""
+    attributes = store.attributes
+    fitted_with = {
+        "fastlstm": __version__,
+        "numpy": np.__version__,
+        "scikit-learn": str(sklearn.__version__),
+    }
+    return Provenance(
+        store=store.identity,
+        untrained_store=untrained.identity if untrained is not None else None,
+        model_sha256=attributes.model.sha256,
+        model_step=attributes.model.step,
+        text_sha256=attributes.text.sha256,
+        text_kind=attributes.text.kind,
+        synthetic=attributes.text.synthetic,
+        rows=attributes.rows,
+        state=attributes.state,
+        seed=seed,
+        split=split,
+        max_iter=max_iter,
+        versions=fitted_with | {f"store {name}": version for name, version in attributes.versions.items()},
+    )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Accuracy (0..1) of one classifier; `test_low`..`test_high` is the 95 % Wilson interval of `test`."""
+
+    name: str
+    train: float | None
+    valid: float | None
+    test: float
+    test_low: float
+    test_high: float
+    detail: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One document that a classifier got wrong; `value` is the raw cell state it was judged by."""
+
+    text: str
+    label: int
+    predicted: int
+    value: float
+    document: int  # index in the store
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a neuron's raw cell state by class over the training rows.
+
+    `edges` has one entry more than the counts; values beyond the first or last edge are in the outer bins.
+    """
+
+    edges: list[float]
+    negative: list[int]
+    positive: list[int]
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One value of C in a sweep: `valid` is the accuracy on the validation documents that C is chosen by."""
+
+    C: float
+    valid: float
+    nonzero: int
+    converged: bool
+
+
+@dataclass(frozen=True)
+class SentimentResult:
+    provenance: Provenance
+    counts: dict[str, int]  # documents: "train", "valid", "test", "unlabelled" (left out)
+    C: float
+    sweep: list[SweepPoint]
+    weights: list[float]  # one per stored unit
+    intercept: float
+    units: list[int]
+    neuron: int  # unit id
+    sign: int  # +1: a high value is positive sentiment; -1: a low value is
+    threshold: float  # on the raw cell state, fitted on train; `misclassified` is judged by it
+    scores: list[Score]
+    histogram: Histogram
+    misclassified: list[Example]  # test documents, the most confidently wrong first
+    converged: bool  # of the fit that `weights` are
+    seconds: float
+
+
+@dataclass(frozen=True)
+class KResult:
+    """All tags together on the test rows: the tag of the largest normalised margin, with k cells a tag."""
+
+    k: str  # "all", "1", "2", "3"
+    accuracy: float
+    precision: float  # weighted by the tags' true counts
+    recall: float
+
+
+@dataclass(frozen=True)
+class TagScore:
+    """One tag against the rest on the test rows; precision and recall are 0 where they are 0/0."""
+
+    k: str
+    accuracy: float
+    precision: float
+    recall: float
+    average_precision: float | None  # None: the tag is not in the test rows
+
+
+@dataclass(frozen=True)
+class TagRow:
+    tag: str
+    positive: int  # rows of the tag over train, valid and test (what was used)
+    negative: int
+    features_used: int
+    top: list[int]  # unit ids of the up to three largest |w| that are not zero
+    by_k: list[TagScore]
+    C: float
+    weights: list[float]  # one per stored unit
+    intercept: float
+    histogram: Histogram | None  # of top[0]; None where every weight is zero
+    converged: bool
+
+
+@dataclass(frozen=True)
+class PartOfSpeechResult:
+    provenance: Provenance
+    group: bool
+    rows: dict[str, int]  # "train", "valid", "test" as used; "train_available" before the limit on rows
+    overall: list[KResult]
+    baselines: list[Score]
+    tags: list[TagRow]  # the most frequent first
+    units: list[int]
+    seconds: float
+
+
+Result = SentimentResult | PartOfSpeechResult
+
+_KINDS: dict[str, type[SentimentResult] | type[PartOfSpeechResult]] = {
+    "sentiment": SentimentResult,
+    "part_of_speech": PartOfSpeechResult,
+}
+
+
+def result_path(folder: Path, result: Result) -> Path:
+    """`<folder>/sentiment.json` or `<folder>/part_of_speech.json`."""
+    return folder / f"{_kind_of(result)}.json"
+
+
+def save_result(folder: str | Path, result: Result) -> Path:
+    """Write the result into `folder` (made if missing) beside its name, then rename; the path comes back."""
+    path = result_path(Path(folder), result)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"kind": _kind_of(result), "format_version": FORMAT_VERSION, **dataclasses.asdict(result)}
+    beside = path.with_name(path.name + ".partial")
+    text = json.dumps(content, allow_nan=False, indent=1)
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return path
+
+
+def load_result(path: str | Path) -> Result:
+    """The result in the file.
+
+    Raises:
+        InputError: the file is not a result of this version; names the file, what it has, what was expected.
+        FileNotFoundError: there is no such file.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: not a result file: {error}") from error
+    kind = content.get("kind") if isinstance(content, dict) else None
+    if kind not in _KINDS:
+        raise InputError(f"{path}: expected a result of kind {' or '.join(_KINDS)}, found kind {kind!r}")
+    version = content.get("format_version")
+    if version != FORMAT_VERSION:
+        raise InputError(f"{path}: format version {version!r}, this program reads version {FORMAT_VERSION}: fit again")
+    fields = {name: value for name, value in content.items() if name not in ("kind", "format_version")}
+    try:
+        return typing.cast(Result, _decode(_KINDS[kind], fields, kind))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{path}: not a whole result: {error}") from error
+
+
+def _kind_of(result: Result) -> str:
+    return next(kind for kind, type_ in _KINDS.items() if isinstance(result, type_))
+
+
+def _decode(expected: Any, value: Any, where: str) -> Any:
+    """`value` (from JSON) as `expected`, a type of the fields above, or a ValueError naming the place."""
+    if dataclasses.is_dataclass(expected) and isinstance(expected, type):
+        hints = typing.get_type_hints(expected)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            got = sorted(value) if isinstance(value, dict) else type(value).__name__
+            raise ValueError(f"{where}: expected the fields {sorted(hints)}, got {got}")
+        return expected(**{name: _decode(hints[name], value[name], f"{where}.{name}") for name in hints})
+    origin, arguments = typing.get_origin(expected), typing.get_args(expected)
+    if origin is types.UnionType:
+        if value is None:
+            return None
+        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
+        return _decode(inner, value, where)
+    if origin is list and isinstance(value, list):
+        return [_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(arguments[1], item, f"{where}[{key!r}]") for key, item in value.items()}
+    if expected is float and type(value) is int:
+        return float(value)
+    if origin is not None or type(value) is not expected:
+        name = getattr(expected, "__name__", str(expected))
+        raise ValueError(f"{where}: expected {name}, got {type(value).__name__}")
+    return value

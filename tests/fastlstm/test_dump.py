@@ -1,0 +1,447 @@
+"""``dump`` against one document at a time, and against being killed."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fastlstm.corpus.shards import CorpusWriter, Document, Word
+from fastlstm.errors import InputError
+from fastlstm.model import ByteLM
+from fastlstm.states import States, extraction, open_states
+from fastlstm.states import dump as dump_module
+from fastlstm.states.dump import DumpSummary
+from fastlstm.states.plan import pack, plan_units
+from fastlstm.states.rows import RowRule
+from fastlstm.states.text import open_text
+from fastlstm.states.writer import StoreWriter
+from fastlstm.training.checkpoint import TrainingState, save_checkpoint
+from fastlstm.training.config import ModelConfig, TrainConfig
+from tolerance import assert_as_good_as
+
+H = 12
+SPLITS = ("train", "valid", "test")
+dump: Callable[..., DumpSummary] = functools.partial(dump_module.dump, progress=False)
+
+
+def documents() -> list[tuple[str, Document]]:
+    """Lengths from 1 to 900, one word and none, white space at both ends, bytes that are no UTF-8."""
+    rng = np.random.default_rng(3)
+    lengths = [1, 2, 3, 900, 40, 7, 350, 65, 64, 1, 128, 33, 5, 211, 90]
+    texts = [bytes(rng.choice(list(b"ab c\n\xff"), size).tolist()) for size in lengths]
+    texts += [b" \n ", b"word", b"\n one two  three\n"]
+    return [
+        (SPLITS[i % 3 if i else 0], Document(f"d{i}", text, label=None if i % 4 else float(i % 2)))
+        for i, text in enumerate(texts)
+    ]
+
+
+def write_corpus(folder: Path, given: list[tuple[str, Document]], tagset: tuple[str, ...] | None = None) -> Path:
+    with CorpusWriter(folder, kind="lines", preprocessing="none-1", tagset=tagset, documents_per_shard=4) as writer:
+        for split, document in given:
+            writer.add(split, document)
+        writer.finish()
+    return folder
+
+
+def in_order(given: list[tuple[str, Document]]) -> list[Document]:
+    return [document for split in SPLITS for where, document in given if where == split]
+
+
+def write_checkpoint(run: Path, *, seed: int = 0, change: Callable[[ByteLM], None] | None = None) -> Path:
+    model = ByteLM(H, seed=seed)
+    if change is not None:
+        with torch.no_grad():
+            change(model)
+    zero = torch.zeros(1, 1, H)
+    config = TrainConfig(model=ModelConfig(hidden_size=H, seed=seed))
+    return save_checkpoint(run, model, TrainingState(3, "c" * 64, config, (zero, zero.clone()), {}), keep=1)
+
+
+def livelier(model: ByteLM) -> None:
+    """Weights as far from zero as trained ones, so that states differ in every byte."""
+    for parameter in model.lstm.parameters():
+        parameter *= 3
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Syncing guards against power cuts only, and a busy disk takes 20 ms for each file."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus") / "lines", documents())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("run"), change=livelier)
+
+
+@pytest.fixture
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many units, windows and chunks in little text: units of 256 bytes in 4 lanes, windows of 16 bytes."""
+    monkeypatch.setattr("fastlstm.states.plan.LANE_BYTES", 64)
+    monkeypatch.setattr(extraction, "WINDOW_VALUES", 1)
+    monkeypatch.setattr(extraction, "MAX_STEPS", 16)
+    monkeypatch.setattr(dump_module, "StoreWriter", functools.partial(StoreWriter, block_rows=16, record_seconds=0))
+
+
+def naive_positions(text: bytes, rule: str) -> list[int]:
+    if rule == "all":
+        return list(range(len(text)))
+    if rule == "document":
+        return [len(text) - 1]
+    if rule == "word":
+        return [i for i in range(len(text)) if not text[i : i + 1].isspace() and text[i + 1 : i + 2].strip() == b""]
+    step = int(rule.removeprefix("every:"))
+    return list(range(step - 1, len(text), step))
+
+
+def naive_cells(model: ByteLM, given: list[bytes], *, running: bool) -> Tensor:
+    """(M, H): every text read alone, byte after byte."""
+    state, cells = None, []
+    for text in given:
+        ids = torch.frombuffer(bytearray(text), dtype=torch.uint8)[:, None]
+        read, state = model.cells(ids, state if running else None)
+        cells.append(read[:, 0])
+    return torch.cat(cells)
+
+
+def assert_states(store: States, model: ByteLM, given: list[Document], rule: str, *, running: bool = False) -> None:
+    """float32 states as right as the naive loop's (a batch may sum in another order), float16 but for one rounding."""
+    texts = [document.text for document in given]
+    begins = np.cumsum([0] + [len(text) for text in texts])
+    positions = [naive_positions(text, rule) for text in texts]
+    expected = np.array([b + p for b, group in zip(begins, positions, strict=False) for p in group])
+    np.testing.assert_array_equal(store.position, expected)
+    np.testing.assert_array_equal(store.byte, np.frombuffer(b"".join(texts), np.uint8)[expected])
+    np.testing.assert_array_equal(store.row_offset, np.cumsum([0] + [len(group) for group in positions]))
+    np.testing.assert_array_equal(store.document_offset, begins)
+    assert store.document_ids == [document.id for document in given]
+    labels = [np.nan if document.label is None else document.label for document in given]
+    np.testing.assert_array_equal(store.document_label, np.array(labels, np.float32))
+
+    units = torch.from_numpy(store.units).long()
+    naive = naive_cells(model, texts, running=running)[expected][:, units]
+    truth = naive_cells(copy.deepcopy(model).double(), texts, running=running)[expected][:, units]
+    stored = torch.from_numpy(np.asarray(store.states[...]))
+    assert_as_good_as("states", stored, naive.to(stored.dtype), truth)
+    assert truth.std() > 0.1  # something to be wrong about
+    np.testing.assert_array_equal(store.read(0, store.rows), stored.float().numpy())
+
+
+def model_of(checkpoint: Path) -> ByteLM:
+    return dump_module.load_model(checkpoint)[0]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("rule", ["all", "document", "word", "every:1", "every:7", "every:60"])
+@pytest.mark.usefixtures("small_steps")
+def test_rows_are_those_of_one_document_at_a_time(
+    checkpoint: Path, corpus: Path, tmp_path: Path, rule: str, dtype: str
+) -> None:
+    summary = dump(checkpoint, corpus, tmp_path / "store", rows=rule, dtype=dtype, batch_size=4)
+    store = open_states(tmp_path / "store")
+    assert_states(store, model_of(checkpoint), in_order(documents()), rule)
+    assert (summary.rows, summary.text_bytes) == (store.rows, len(store.text))
+    assert summary.bytes_per_second > 0
+    assert store.states.dtype == np.dtype(dtype)
+
+
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("rule", ["all", "every:7"])
+def test_running_state(checkpoint: Path, corpus: Path, tmp_path: Path, rule: str) -> None:
+    dump(checkpoint, corpus, tmp_path / "store", rows=rule, dtype="float32", state="running")
+    store = open_states(tmp_path / "store")
+    assert_states(store, model_of(checkpoint), in_order(documents()), rule, running=True)
+    assert (store.attributes.state, store.attributes.batch_size) == ("running", 1)
+    dump(checkpoint, corpus, tmp_path / "fresh", rows=rule, dtype="float32")
+    second = int(store.row_offset[1])
+    fresh = open_states(tmp_path / "fresh").read(0, store.rows)
+    np.testing.assert_allclose(fresh[:second], store.read(0, second), rtol=1e-4, atol=1e-6)
+    assert not np.allclose(fresh[second:], store.read(second, store.rows), rtol=1e-4, atol=1e-6)
+
+
+def test_default_sizes_give_the_same_states(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    dump(checkpoint, corpus, tmp_path / "store", dtype="float32")
+    assert_states(open_states(tmp_path / "store"), model_of(checkpoint), in_order(documents()), "all")
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_chosen_units_splits_and_documents(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    chosen = [documents()[i] for i in (0, 3, 6, 9, 12)] + [documents()[i] for i in (2, 5, 8, 11, 14)]
+    dump(checkpoint, corpus, whole, splits=["test", "train"], documents=5)
+    dump(checkpoint, corpus, part, splits=["test", "train"], documents=5, units=[7, 0, 11])
+    store = open_states(part)
+    assert store.attributes.text.splits == ("train", "test")
+    assert_states(store, model_of(checkpoint), [document for _, document in chosen], "all")
+    np.testing.assert_array_equal(store.document_split, [0] * 5 + [2] * 5)
+    np.testing.assert_array_equal(store.units, [7, 0, 11])
+    # To the bit: which cells are kept does not change how they are computed.
+    np.testing.assert_array_equal(store.read(0, store.rows), open_states(whole).read(0, store.rows)[:, [7, 0, 11]])
+    np.testing.assert_array_equal(store.column(11), open_states(whole).column(11))
+
+
+def test_gold_words_come_back_as_byte_tags(checkpoint: Path, tmp_path: Path) -> None:
+    tagset = ("DT", "NN", ".")
+    first = Document("a", b"\n The dog. ", words=(Word(2, 5, "DT"), Word(6, 9, "NN"), Word(9, 10, ".")))
+    second = Document("b", b" - ", words=())
+    third = Document("c", b"\n dogs ", words=(Word(2, 6, "NN"),))
+    given = [("train", first), ("train", second), ("valid", third)]
+    folder = write_corpus(tmp_path / "tagged", given, tagset)
+    dump(checkpoint, folder, tmp_path / "store", rows="word", dtype="float32")
+    store = open_states(tmp_path / "store")
+    assert store.attributes.text.tagset == tagset
+    np.testing.assert_array_equal(store.row_offset, [0, 3, 3, 4])
+    np.testing.assert_array_equal(store.position, [4, 8, 9, 11 + 3 + 5])
+    expected = np.full(len(store.text), -1)
+    for begin, document in ((0, first), (14, third)):
+        for word in document.words or ():
+            expected[begin + word.start : begin + word.end] = tagset.index(word.tag)
+    np.testing.assert_array_equal(store.byte_tags(), expected)
+    cells = naive_cells(model_of(checkpoint), [first.text, second.text, third.text], running=False)
+    truth = naive_cells(model_of(checkpoint).double(), [first.text, second.text, third.text], running=False)
+    rows = torch.from_numpy(store.position)
+    assert_as_good_as("states", torch.from_numpy(store.read(0, 4)), cells[rows], truth[rows])
+
+
+def test_untrained_is_another_model(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    dump(checkpoint, corpus, tmp_path / "store", rows="document", untrained=True, dtype="float32")
+    store = open_states(tmp_path / "store")
+    assert store.attributes.model.untrained
+    assert store.attributes.model.step == 0
+    naive = naive_cells(ByteLM(H), [document.text for document in in_order(documents())], running=False)
+    truth = naive_cells(ByteLM(H).double(), [d.text for d in in_order(documents())], running=False)
+    rows = torch.from_numpy(store.position)
+    assert_as_good_as("states", torch.from_numpy(store.read(0, store.rows)), naive[rows], truth[rows])
+    with pytest.raises(InputError, match=r"model\.sha256 is .*model\.untrained is True, now False"):
+        dump(checkpoint, corpus, tmp_path / "store", rows="document", dtype="float32")
+
+
+def counter(model: ByteLM) -> None:
+    """Cell 5 counts the bytes "a" and forgets nothing; the other cells stay at zero."""
+    for parameter in model.lstm.parameters():
+        parameter.zero_()
+    model.lstm.weight_ih_l0[2 * H + 5, ord("a")] = 30  # g
+    model.lstm.bias_ih_l0[[5, H + 5]] = 30  # i, f
+
+
+def endless(model: ByteLM) -> None:
+    counter(model)
+    model.lstm.bias_ih_l0[5] = torch.nan
+
+
+def test_value_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_checkpoint(tmp_path / "run", change=counter)
+    given = [("train", Document("short", b"aaaa")), ("train", Document("long", b"a" * 15 + b"b" * 30))]
+    folder = write_corpus(tmp_path / "corpus", given)
+    monkeypatch.setattr(extraction, "MAX_STEPS", 16)
+    # c counts the a's; a limit of 12 stands for the 65,504 that would take as many bytes.
+    monkeypatch.setitem(extraction.LARGEST, "float16", 12.0)
+    with pytest.raises(
+        InputError, match=r"document 'long', byte 12, unit 5: cell state 13 is beyond float16.*--dtype float32"
+    ):
+        dump(run, folder, tmp_path / "store")
+    with pytest.raises(InputError, match="unfinished"):
+        open_states(tmp_path / "store")
+    dump(run, folder, tmp_path / "single", dtype="float32")
+    assert open_states(tmp_path / "single").column(5).max() == 15
+    dump(run, folder, tmp_path / "other", units=[0, 4, 6])  # what is not stored need not fit
+
+
+def test_true_limit_of_float16(tmp_path: Path) -> None:
+    run = write_checkpoint(tmp_path / "run", change=counter)
+    folder = write_corpus(tmp_path / "corpus", [("train", Document("long", b"a" * 65_600))])
+    with pytest.raises(InputError, match="document 'long', byte 65504, unit 5: cell state 65505 is beyond"):
+        dump(run, folder, tmp_path / "store", rows="every:5", units=[5])
+
+
+def test_value_that_is_not_finite(tmp_path: Path) -> None:
+    run = write_checkpoint(tmp_path / "run", change=endless)
+    folder = write_corpus(tmp_path / "corpus", [("train", Document("d", b"xa"))])
+    for dtype in ("float16", "float32"):
+        with pytest.raises(InputError, match="document 'd', byte 0, unit 5: cell state nan is not finite"):
+            dump(run, folder, tmp_path / dtype, dtype=dtype)
+
+
+def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    dump(checkpoint, corpus, out, rows="document")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    other_model = write_checkpoint(tmp_path / "run", seed=1)
+    other_text = write_corpus(tmp_path / "other", documents()[1:])
+    for arguments, options, message in (
+        ((other_model, corpus), {}, r"model\.sha256 is"),
+        ((checkpoint, other_text), {}, r"text\.sha256 is"),
+        ((checkpoint, corpus), {"rows": "word"}, "rows is document, now word"),
+        ((checkpoint, corpus), {"dtype": "float32"}, "dtype is float16, now float32"),
+        ((checkpoint, corpus), {"documents": 2}, r"text\.documents is None, now 2"),
+        ((checkpoint, corpus), {"splits": ["test"]}, r"text\.splits is"),
+        ((checkpoint, corpus), {"units": [1]}, r"units is None, now \[1\]"),
+        ((checkpoint, corpus), {"state": "running"}, "state is document, now running"),
+    ):
+        with pytest.raises(InputError, match=message):
+            dump(*arguments, out, **{"rows": "document", **options})
+    (tmp_path / "store.progress").write_bytes(b"left by a kill at the very end")
+    assert dump(checkpoint, corpus, out, rows="document").already_complete
+    assert not (tmp_path / "store.progress").exists()
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rows": "every:0"}, "rows: expected all, document, word or every:K"),
+        ({"rows": "every:900"}, None),
+        ({"rows": "every:901"}, "rows: every:901 picks no byte"),
+        ({"units": [0, H]}, f"units: expected 0 to {H - 1}, got {H}"),
+        ({"units": [1, 1]}, "units: expected different cells"),
+        ({"dtype": "bfloat16"}, "dtype: expected float16 or float32, got 'bfloat16'"),
+        ({"state": "carry"}, "state: expected document or running"),
+        ({"splits": ["dev"]}, "splits: 'dev' is not in"),
+        ({"documents": 0}, "documents: expected a positive number"),
+        ({"batch_size": 0}, "batch_size: expected a positive number"),
+    ],
+)
+def test_arguments_are_checked(
+    checkpoint: Path, corpus: Path, tmp_path: Path, options: dict[str, object], message: str | None
+) -> None:
+    if message is None:
+        assert dump(checkpoint, corpus, tmp_path / "store", **options).rows == 1
+        return
+    with pytest.raises(InputError, match=message):
+        dump(checkpoint, corpus, tmp_path / "store", **options)
+    assert not (tmp_path / "store").exists()
+
+
+def test_lanes_hold_every_document_once_and_evenly() -> None:
+    lengths = np.array([5, 0, 1, 9, 4, 4, 0, 2])
+    lanes = pack(lengths, 3)
+    assert sorted(document for lane in lanes for document in lane) == [0, 2, 3, 4, 5, 7]
+    filled = [int(lengths[lane].sum()) for lane in lanes]
+    assert filled == sorted(filled, reverse=True)
+    assert filled == [9, 8, 8]
+    assert pack(lengths[:3], 8) == [[0], [2]]
+
+
+def test_units_cover_the_text_and_respect_their_limits() -> None:
+    lengths = np.random.default_rng(0).integers(0, 40_000, 200)
+    offset = np.cumsum([0, *lengths])
+    units = list(plan_units(offset, offset, batch_size=4, hidden_size=2048))
+    assert [unit.first for unit in units] == [0] + [unit.last for unit in units[:-1]]
+    assert units[-1].last == 200
+    assert (units[-1].stop, units[-1].last_row) == (offset[-1], offset[-1])
+    assert {unit.last - unit.first for unit in units} > {1}
+    for unit in units:
+        assert unit.last - unit.first == 1 or unit.last_row - unit.first_row <= 4 * 1024
+
+
+def test_row_rules_do_not_depend_on_where_the_text_is_cut(corpus: Path) -> None:
+    text = open_text(dump_module.Corpus(corpus), SPLITS)
+    for name in ("all", "document", "word", "every:7"):
+        rule = RowRule.parse(name)
+        assert str(rule) == name
+        whole = rule.positions(text, 0, len(text))
+        for size in (1, 5, 64):
+            cut = np.concatenate([rule.positions(text, start, stop) for start, stop in text.ranges(size)])
+            np.testing.assert_array_equal(cut, whole)
+
+
+# Runs in a process of its own: dump in forked children, each killed with SIGKILL just before its n-th file operation
+# below the store (opening, renaming, making or removing), until one survives. Prints how often each store was killed.
+KILLER = """
+import functools, json, os, random, signal, sys
+from pathlib import Path
+import torch
+from fastlstm.states import dump as dump_module, extraction, plan
+from fastlstm.states.progress import read_progress
+from fastlstm.states.writer import StoreWriter
+
+torch.set_num_threads(1)
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; a power cut does
+plan.LANE_BYTES, extraction.WINDOW_VALUES, extraction.MAX_STEPS = 64, 1, 16
+dump_module.StoreWriter = functools.partial(StoreWriter, block_rows=16, record_seconds=0)
+checkpoint, corpus, out = sys.argv[1:4]
+dump_module.load_model(checkpoint)[0].cells(torch.zeros(1, 1, dtype=torch.uint8))  # once for all children
+
+def attempt(store, options, operations):
+    child = os.fork()
+    if child == 0:
+        left = operations
+        def count(event, arguments):
+            nonlocal left
+            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir") and arguments and (
+                str(arguments[0]).startswith(str(store))
+            ):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        dump_module.dump(checkpoint, corpus, store, progress=False, **options)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+report = {}
+for name, options in json.loads(sys.argv[4]).items():
+    assert attempt(Path(out, "whole", name), options, -1) == 0
+    store = Path(out, "killed", name)
+    draw = random.Random(0)
+    beginning = [3, 60, 100]
+    kills = {"while beginning": 0, "while dumping": 0, "half-written chunks": 0}
+    for _ in range(100):
+        progress = read_progress(store)
+        begun = progress is not None and progress.ready
+        status = attempt(store, options, draw.randint(8, 50) if begun else (beginning.pop() if beginning else 300))
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL, status
+        kills["while dumping" if begun else "while beginning"] += 1
+        kills["half-written chunks"] += len(list((store / "states").rglob("*.partial")))
+    report[name] = kills
+print(json.dumps(report))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_again_and_again_gives_the_same_bytes(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    jobs = {
+        "words": {"rows": "word", "batch_size": 4},
+        "running": {"rows": "every:3", "state": "running"},
+        "chosen": {"rows": "every:3", "units": [3, 1], "dtype": "float32", "batch_size": 3},
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, checkpoint, corpus, tmp_path, json.dumps(jobs)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for name in jobs:
+        assert report[name]["while beginning"] >= 2
+        assert report[name]["while dumping"] >= 3
+        whole, killed = (
+            {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+            for folder in (tmp_path / "whole" / name, tmp_path / "killed" / name)
+        )
+        assert killed == whole
+        assert open_states(tmp_path / "killed" / name).rows > 100
+    assert sum(kills["half-written chunks"] for kills in report.values()) >= 1
+    for folder in ("whole", "killed"):
+        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted(jobs)

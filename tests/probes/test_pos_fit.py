@@ -1,0 +1,254 @@
+"""The part-of-speech fit on a store with one planted cell per tag, and on noise."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fastlstm.corpus.shards import Document, Word
+from fastlstm.errors import InputError
+from fastlstm.states import States
+from fastlstm_probes.part_of_speech import (
+    CURRENT_BYTE,
+    MAJORITY,
+    UNTRAINED_ALL,
+    UNTRAINED_ONE,
+    fit_part_of_speech,
+    row_classes,
+)
+from fastlstm_probes.results import PartOfSpeechResult
+from planted_store import PlantedText, every_byte, last_bytes, write_store
+
+TAGSET = ("DT", "NN", "NNS", "VBD", "FW")
+WORDS = {"DT": "the", "NN": "camera", "NNS": "lenses", "VBD": "broke", "FW": "et"}
+NOISE = 4  # cells that know nothing
+PARTS = (60, 20, 30)
+
+
+def _text() -> PlantedText:
+    """Tagged words, single spaces, and a '*' that no word covers."""
+    rng = np.random.default_rng(0)
+    documents = []
+    for i in range(sum(PARTS)):
+        text, words = b"\n ", []
+        for tag in rng.choice(TAGSET, 6, p=(0.3, 0.3, 0.1, 0.2, 0.1)):
+            word = WORDS[tag].encode()
+            words.append(Word(len(text), len(text) + len(word), str(tag)))
+            text += word + b" "
+        documents.append(Document(f"d{i}", text + b"* ", words=tuple(words)))
+    return PlantedText(documents, np.repeat([0, 1, 2], PARTS).tolist(), TAGSET)
+
+
+def _classes(text: PlantedText) -> list[str]:
+    """The truth, written down byte by byte."""
+    group = {"NNS": "NN", "VBD": "VB", "FW": "OTHER"}
+    classes = []
+    for document in text.documents:
+        of_byte = ["SPACE" if byte in b"\n " else "OTHER" for byte in document.text]
+        for word in document.words or ():
+            of_byte[word.start : word.end] = [group.get(word.tag, word.tag)] * (word.end - word.start)
+        classes += of_byte
+    return classes
+
+
+CLASSES = ("DT", "NN", "OTHER", "SPACE", "VB")
+# Cell 10 + i knows CLASSES[i]; cells 20.. know nothing.
+UNITS = (*range(20, 20 + NOISE), *range(10, 10 + len(CLASSES)))
+
+
+def _cells(text: PlantedText, noise: float = 0.1, seed: int = 1) -> np.ndarray:
+    truth = np.array(_classes(text))
+    planted = np.stack([np.where(truth == name, -1.0, 0.0) for name in CLASSES], axis=1)
+    rng = np.random.default_rng(seed)
+    return np.hstack(
+        [
+            rng.standard_normal((len(truth), NOISE)),
+            planted + noise * rng.standard_normal((len(truth), len(CLASSES))),
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> States:
+    text = _text()
+    path = tmp_path_factory.mktemp("pos") / "store"
+    return write_store(path, text, every_byte(text), _cells(text), rows="all", units=UNITS)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> States:
+    text = _text()
+    path = tmp_path_factory.mktemp("pos") / "untrained"
+    noise = np.random.default_rng(5).standard_normal((len(text.text), len(UNITS)))
+    return write_store(path, text, every_byte(text), noise, rows="all", units=UNITS, untrained=True)
+
+
+@pytest.fixture(scope="module")
+def result(store: States, untrained: States) -> PartOfSpeechResult:
+    return fit_part_of_speech(store, untrained=untrained, n_jobs=1, progress=False)
+
+
+def test_every_planted_neuron_is_found(result):
+    assert sorted(row.tag for row in result.tags) == list(CLASSES)
+    for row in result.tags:
+        assert row.top[0] == 10 + CLASSES.index(row.tag)
+        (one,) = (score for score in row.by_k if score.k == "1")
+        # Classes are 10 standard deviations apart.
+        assert (one.precision, one.recall) == (1.0, 1.0)
+        assert one.average_precision == pytest.approx(1.0)  # a sum of many steps of recall
+        assert row.converged
+        assert row.features_used == np.count_nonzero(row.weights)
+        assert len(row.weights) == len(result.units) == len(UNITS)
+
+
+def test_overall_scores(result):
+    assert [overall.k for overall in result.overall] == ["all", "1", "2", "3"]
+    for overall in result.overall:
+        assert overall.accuracy == overall.recall
+        assert overall.accuracy > 0.98
+        assert overall.precision > 0.98
+
+
+def test_counts_are_the_texts(result, store):
+    truth = _classes(_text())
+    for row in result.tags:
+        assert row.positive == truth.count(row.tag)
+        assert row.positive + row.negative == len(truth) == store.rows
+        assert row.histogram is not None
+        train = store.document_split[store.document_of_row] == 0
+        assert sum(row.histogram.positive) == np.sum(np.array(truth)[train] == row.tag)
+    assert result.rows["train"] == result.rows["train_available"] == train.sum()
+    assert [row.positive for row in result.tags] == sorted((row.positive for row in result.tags), reverse=True)
+
+
+def test_baselines(result, store):
+    scores = {score.name: score for score in result.baselines}
+    assert list(scores) == [MAJORITY, CURRENT_BYTE, UNTRAINED_ALL, UNTRAINED_ONE]
+    truth = np.array(_classes(_text()))
+    part = store.document_split[store.document_of_row]
+    most = max(CLASSES, key=lambda name: (truth[part == 0] == name).sum())
+    assert scores[MAJORITY].test == np.mean(truth[part == 2] == most)
+    # By hand: the most frequent class of every byte in train.
+    table = {
+        byte: max(CLASSES, key=lambda name, of=(part == 0) & (store.byte == byte): (truth[of] == name).sum())
+        for byte in np.unique(store.byte)
+    }
+    expected = np.mean([table[byte] == name for byte, name in zip(store.byte, truth, strict=True)], where=part == 2)
+    assert scores[CURRENT_BYTE].test == pytest.approx(expected, abs=0)
+    assert scores[CURRENT_BYTE].test > scores[MAJORITY].test
+    # Noise cannot beat the majority.
+    assert scores[UNTRAINED_ALL].test <= scores[MAJORITY].test_high
+    assert scores[UNTRAINED_ONE].test <= scores[MAJORITY].test_high
+
+
+def test_noise_ranks_at_chance(untrained, store):
+    result = fit_part_of_speech(write_like(untrained, store), n_jobs=1, progress=False)
+    for row in result.tags:
+        share = row.positive / (row.positive + row.negative)
+        for score in row.by_k:
+            assert score.average_precision is not None
+            # The standard deviation of a mean over `positive` draws, 4 of them.
+            assert abs(score.average_precision - share) < 4 / np.sqrt(row.positive)
+
+
+def write_like(untrained: States, store: States) -> States:
+    """The noise as if it were a trained model's: the same rows."""
+    text = _text()
+    path = untrained.path.parent / "noise"
+    return write_store(path, text, every_byte(text), untrained.read(0, store.rows), rows="all", units=UNITS)
+
+
+def test_classes_of_bytes(store):
+    classes, code = row_classes(store, group=True)
+    assert [classes[i] for i in code] == _classes(_text())
+    ungrouped, _ = row_classes(store, group=False)
+    assert {"NNS", "VBD", "NN", "DT", "FW"} < set(ungrouped)
+
+
+def test_ungrouped_tags_are_apart(store):
+    result = fit_part_of_speech(store, group=False, n_jobs=1, progress=False)
+    assert {row.tag for row in result.tags} == {*TAGSET, "SPACE", "OTHER"}
+    by_tag = {row.tag: row for row in result.tags}
+    assert by_tag["VBD"].top[0] == 10 + CLASSES.index("VB")
+
+
+@pytest.mark.parametrize("rows", ["word", "every:3"])
+def test_other_rows_work(rows, tmp_path):
+    text = _text()
+    position = every_byte(text)
+    if rows == "word":
+        offset = text.offset
+        position = np.array(
+            [
+                start + word.end - 1
+                for start, document in zip(offset[:-1].tolist(), text.documents, strict=True)
+                for word in document.words or ()
+            ]
+        )
+    else:
+        position = position[2::3]
+    store = write_store(tmp_path / "store", text, position, _cells(text)[position], rows=rows, units=UNITS)
+    result = fit_part_of_speech(store, n_jobs=1, progress=False)
+    truth = np.array(_classes(text))[position]
+    assert {row.tag: row.positive for row in result.tags} == {
+        name: int((truth == name).sum()) for name in CLASSES if name in truth
+    }
+    assert result.overall[0].accuracy > 0.98
+
+
+def test_processes_change_nothing(store, result):
+    parallel = fit_part_of_speech(store, n_jobs=2, progress=False)
+    assert parallel.tags == result.tags
+    assert parallel.overall == result.overall
+
+
+def test_sweep_chooses_per_tag_on_validation(store):
+    result = fit_part_of_speech(store, C=None, n_jobs=1, progress=False)
+    # Every tag is separable, so that all strengths tie on the validation rows: the smallest.
+    assert {row.C for row in result.tags} == {2.0**-4}
+
+
+def test_byte_split_and_row_limit_are_recorded(store):
+    result = fit_part_of_speech(store, split="byte", max_rows=1000, n_jobs=1, progress=False)
+    assert result.provenance.split == "byte"
+    assert result.rows["train"] <= 1000 < result.rows["train_available"]
+    assert result.rows["test"] == pytest.approx(0.1 * store.rows, abs=1)
+
+
+def test_fits_out_of_iterations_are_said(store):
+    with pytest.warns(UserWarning, match="L1 fits did not converge in 1 iterations"):
+        result = fit_part_of_speech(store, max_iter=1, n_jobs=1, progress=False)
+    assert not all(row.converged for row in result.tags)
+
+
+def test_a_tag_too_rare_for_a_weight_is_never_named(tmp_path):
+    text = _text()
+    cells = 1e-4 * _cells(text)
+    result = fit_part_of_speech(
+        write_store(tmp_path / "store", text, every_byte(text), cells, rows="all", units=UNITS),
+        n_jobs=1,
+        progress=False,
+    )
+    majority = result.baselines[0]
+    for row in result.tags:
+        assert (row.top, row.features_used, row.histogram) == ([], 0, None)
+    # No classifier has a weight: the most frequent tag is named everywhere.
+    assert [overall.accuracy for overall in result.overall] == [majority.test] * 4
+
+
+def test_mistakes_are_named(store, tmp_path):
+    text = _text()
+    last = last_bytes(text)
+    whole = write_store(tmp_path / "whole", text, last, np.zeros((len(last), 2)), rows="document")
+    with pytest.raises(InputError, match=r"whole: its rows are the last bytes of documents"):
+        fit_part_of_speech(whole, progress=False)
+    bare = PlantedText(text.documents, text.split)
+    untagged = write_store(tmp_path / "bare", bare, every_byte(bare), _cells(text), rows="all")
+    with pytest.raises(InputError, match=r"bare: its text \(kind 'grammar'\) has no tagged words: label"):
+        fit_part_of_speech(untagged, progress=False)
+    no_test = PlantedText(text.documents, [0] * 60 + [1] * 50, TAGSET)
+    without = write_store(tmp_path / "test", no_test, every_byte(text), _cells(text), rows="all")
+    with pytest.raises(InputError, match="no row in split 'test'"):
+        fit_part_of_speech(without, progress=False)
+    with pytest.raises(InputError, match="expected a store of the untrained model"):
+        fit_part_of_speech(store, untrained=store, progress=False)
