@@ -72,7 +72,7 @@ $(OUT)/bytes.done: $(OUT)/run/trained $(OUT)/text/manifest.json
 $(OUT)/results/sentiment.json: $(OUT)/last.done
 	$(PROBES) fit sentiment $(OUT)/last.zarr --untrained $(OUT)/last-untrained.zarr --out $(OUT)/results
 $(OUT)/results/part_of_speech.done: $(OUT)/bytes.done
-	$(PROBES) fit pos $(OUT)/bytes.zarr --untrained $(OUT)/bytes-untrained.zarr --out $(OUT)/results --skip-untagged
+	$(PROBES) fit pos $(OUT)/bytes.zarr --untrained $(OUT)/bytes-untrained.zarr --max-rows 5000 --out $(OUT)/results --skip-untagged
 	touch $@
 
 $(OUT)/samples.jsonl: $(OUT)/run/trained

@@ -31,6 +31,7 @@ def run_command(program: str, arguments: argparse.Namespace) -> int:
     Warnings are printed as one line each, after the command.
     """
     with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default", UserWarning)
         try:
             arguments.command(arguments)
         except (InputError, OSError) as error:

@@ -32,10 +32,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam with a linear decay to zero over the whole run, after an optional linear warm-up."""
+    """Adam (AdamW with weight decay) with a linear decay to zero over the whole run, after an optional warm-up."""
 
     learning_rate: float = 5e-4
     warmup_steps: int = 0
+    weight_decay: float = 0.0  # decoupled, per unit of learning rate
     clip: float = 5.0  # largest norm of the gradient over all parameters
     steps: int | None = None  # stop (and reach zero) after so many updates; none: all windows of the data
 
@@ -77,8 +78,9 @@ class TrainConfig:
                 raise InputError(f"{name}: expected a positive number, got {value}")
         if self.optimizer.steps is not None and self.optimizer.steps < 1:
             raise InputError(f"optimizer.steps: expected a positive number or none, got {self.optimizer.steps}")
-        if self.optimizer.warmup_steps < 0:
-            raise InputError(f"optimizer.warmup_steps: expected >= 0, got {self.optimizer.warmup_steps}")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self.optimizer, name) < 0:
+                raise InputError(f"optimizer.{name}: expected >= 0, got {getattr(self.optimizer, name)}")
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

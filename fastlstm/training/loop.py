@@ -80,9 +80,10 @@ def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool
         _check_same_run(run, resumed, config, corpus)
         load_weights(model, found[-1])
     model.to(device)
-    optimizer = torch.optim.Adam(
+    optimizer = torch.optim.AdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=config.optimizer.learning_rate,
+        weight_decay=config.optimizer.weight_decay,
         fused=True,
     )
     H = config.model.hidden_size

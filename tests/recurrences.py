@@ -1,0 +1,86 @@
+"""What the tests of the recurrence kernels share: arguments, the truth, and the same naive code in a low precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+# Triton's interpreter multiplies bfloat16 wrongly (it holds it as uint16), so bfloat16 needs a GPU.
+DTYPES = [
+    torch.float32,
+    torch.float16,
+    pytest.param(torch.bfloat16, marks=pytest.mark.gpu),
+]
+
+
+class Case:
+    """Arguments of one recurrence and upstream gradients; ``run`` says what naive code makes of them."""
+
+    def __init__(
+        self, T: int, B: int, H: int, dtype: torch.dtype, *, resets: float = 0.0, scale: float = 1.0, rows: int = 0
+    ) -> None:
+        generator = torch.Generator().manual_seed(T + 100 * B + 10_000 * H)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator)
+
+        self.dtype = dtype
+        self.inputs = (scale * draw(*((rows,) if rows else (T, B)), 4 * H)).to(DEVICE, dtype)
+        self.weight_hh = (draw(4 * H, H) / H**0.5).to(DEVICE, dtype)
+        self.h0 = draw(B, H).to(DEVICE, dtype)
+        self.c0 = draw(B, H).to(DEVICE)
+        self.dh = draw(T, B, H).to(DEVICE, dtype)
+        self.dc = draw(T, B, H).to(DEVICE)
+        self.ids: Tensor | None = None
+        self.resets: Tensor | None = None
+        if rows:
+            self.ids = torch.randint(0, rows, (T, B), generator=generator, dtype=torch.uint8).to(DEVICE)
+        if resets:
+            self.resets = (torch.rand(T, B, generator=generator) < resets).to(DEVICE)
+
+    def run(self, dtype: torch.dtype, *, with_dh: bool = True, with_dc: bool = True) -> dict[str, Tensor]:
+        """h, c, activated gates, and the gradients d_gates, dh0, dc0: plain formulas and autograd, all in ``dtype``."""
+        dense = self.inputs if self.ids is None else self.inputs[self.ids.long()]
+        z_in, h0, c0 = (tensor.to(dtype).requires_grad_() for tensor in (dense, self.h0, self.c0))
+        weight = self.weight_hh.to(dtype)
+        h, c = h0, c0
+        steps: dict[str, list[Tensor]] = {"h": [], "c": [], "gates": []}
+        for t, x in enumerate(z_in):
+            if self.resets is not None:
+                reset = self.resets[t].unsqueeze(1)
+                h, c = h.masked_fill(reset, 0), c.masked_fill(reset, 0)
+            i, f, g, o = (x + h @ weight.t()).chunk(4, 1)
+            i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+            c = f * c + i * g
+            h = o * c.tanh()
+            for name, value in (("h", h), ("c", c), ("gates", torch.cat((i, f, g, o), 1))):
+                steps[name].append(value)
+        result = {name: torch.stack(values) for name, values in steps.items()}
+        loss = torch.zeros((), dtype=dtype, device=DEVICE)
+        if with_dh:
+            loss = loss + (result["h"] * self.dh.to(dtype)).sum()
+        if with_dc:
+            loss = loss + (result["c"] * self.dc.to(dtype)).sum()
+        gradients = torch.autograd.grad(loss, (z_in, h0, c0))
+        result |= dict(zip(("d_gates", "dh0", "dc0"), gradients, strict=True))
+        return {name: value.detach() for name, value in result.items()}
+
+
+@contextmanager
+def poisoned_memory() -> Iterator[None]:
+    """torch.empty filled with NaN: whatever a kernel forgets to write is seen."""
+    empty = torch.empty
+
+    def poisoned(*size: int, **options: object) -> Tensor:
+        tensor = empty(*size, **options)  # type: ignore[call-overload]
+        return tensor.fill_(torch.nan) if tensor.is_floating_point() else tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        yield
