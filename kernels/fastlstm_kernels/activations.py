@@ -1,5 +1,5 @@
 """sigmoid and tanh for Triton kernels, without overflow at any argument and the same in Triton's interpreter."""
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ import triton.language as tl
 
 
 @triton.jit
-def sigmoid(x):
-    """1 / (1 + exp(-x)), from exp of a number that is never positive."""
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0, 1.0, e) / (1.0 + e)
+def sigmoid_or_tanh(x, is_tanh):
+    """tanh where ``is_tanh``, elsewhere sigmoid, at the price of one exp, whose argument is never positive."""
+    size = tl.abs(x)
+    e = tl.exp(-tl.where(is_tanh, 2.0 * size, size))
+    upper = tl.where(is_tanh, 1.0 - e, 1.0)
+    lower = tl.where(is_tanh, e - 1.0, e)
+    return tl.where(x >= 0, upper, lower) / (1.0 + e)
 
 
 @triton.jit
 def tanh(x):
-    """2 sigmoid(2x) - 1: absolute error of one rounding of 1, at +-100 as well (libdevice.tanh needs a GPU)."""
-    return 2.0 * sigmoid(2.0 * x) - 1.0
+    """(1 - exp(-2|x|)) / (1 + exp(-2|x|)) with the sign of x: a rounding of 1 off, at 0 and at +-100 alike."""
+    e = tl.exp(-2.0 * tl.abs(x))
+    return tl.where(x >= 0, 1.0 - e, e - 1.0) / (1.0 + e)

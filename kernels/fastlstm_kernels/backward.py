@@ -3,9 +3,9 @@
 Going from step t + 1 to step t takes a product, d_gates_{t+1} W_hh, and the pointwise gradient of step t. The product
 sums over 4H gates, so `split` programs share the sum of one tile: each leaves a float32 partial in global memory, and
 after a barrier every program finishes its share of the (B, H) units, adding the partials in a fixed order: two runs
-are bit-equal. With split = 1 a program finishes its own tile from registers, and one barrier a step is enough.
+are bit-equal.
 """
-# mypy: allow-untyped-defs, allow-untyped-decorators, allow-untyped-calls
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators, allow-untyped-calls
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlstm_kernels.activations import tanh
-from fastlstm_kernels.grid import arrive, wait
-from fastlstm_kernels.launch import Tile, backward_tile, dot_precision, resident_programs
+from fastlstm_kernels.grid import COUNTER_STRIDE, arrive, wait, zero_counters
+from fastlstm_kernels.launch import Tile, backward_tile, capability_of, dot_precision, finish_tile, resident_programs
 from fastlstm_kernels.reference import Backward
 
 
@@ -27,7 +27,6 @@ def _product(
     t,
     terms,
     part,
-    T,
     B,
     b,
     live,
@@ -40,25 +39,33 @@ def _product(
     SHARE: tl.constexpr,
     MASK_K: tl.constexpr,
     PRECISION: tl.constexpr,
+    SERPENTINE: tl.constexpr,
 ):
     """The first ``terms`` terms of share ``part`` of d_gates[t] W_hh: (BLOCK_B, BLOCK_H) float32."""
-    k = part * SHARE + tl.arange(0, BLOCK_K)
+    # Every other step goes through the weights backwards, so that it begins with those still in the L2 cache.
+    k_first, k_step = 0, BLOCK_K
+    if SERPENTINE:
+        k_first = tl.where(t % 2 == 0, 0, SHARE - BLOCK_K)
+        k_step = tl.where(t % 2 == 0, BLOCK_K, -BLOCK_K)
+    k = part * SHARE + k_first + tl.arange(0, BLOCK_K)
     d_row = (tl.zeros((), tl.int64) + t) * B + b
     d_pointers = d_gates + d_row[:, None] * (4 * H) + k[None, :]
     w_pointers = weight + k.to(tl.int64)[:, None] * H + units[None, :]
     acc = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    for k0 in tl.range(0, terms, BLOCK_K, num_stages=STAGES):
+    for _ in tl.range(0, terms, BLOCK_K, num_stages=STAGES):
         d_mask = live[:, None]
         if MASK_K:
-            d_mask = d_mask & (k0 + k < 4 * H)[None, :]
+            d_mask = d_mask & (k < 4 * H)[None, :]
+        # .cg: past the L1 cache, which does not see what other programs write.
         d_tile = tl.load(d_pointers, mask=d_mask, other=0.0, cache_modifier=".cg")
         if MASK_K or H % BLOCK_H != 0:
-            w_tile = tl.load(w_pointers, mask=(k0 + k < 4 * H)[:, None] & (units < H)[None, :], other=0.0)
+            w_tile = tl.load(w_pointers, mask=(k < 4 * H)[:, None] & (units < H)[None, :], other=0.0)
         else:
             w_tile = tl.load(w_pointers)
         acc = tl.dot(d_tile, w_tile, acc, input_precision=PRECISION)
-        d_pointers += BLOCK_K
-        w_pointers += BLOCK_K * H
+        k += k_step
+        d_pointers += k_step
+        w_pointers += k_step * H
     return acc
 
 
@@ -73,14 +80,19 @@ def _kept(resets, t, T, B, b, live, HAS_RESETS: tl.constexpr):
 
 
 @triton.jit
-def _saved(
+def _finish(
     dh,
     dc,
     gates,
     cells,
     c0,
     resets,
+    d_gates,
     dc_state,
+    partials,
+    products,
+    products_target,
+    finished,
     t,
     T,
     B,
@@ -88,50 +100,54 @@ def _saved(
     live,
     units,
     H: tl.constexpr,
+    SPLIT: tl.constexpr,
     HAS_DH: tl.constexpr,
     HAS_DC: tl.constexpr,
     HAS_RESETS: tl.constexpr,
+    PERSISTENT: tl.constexpr,
 ):
-    """What the gradient of step t needs and does not depend on the product: gates, cells, and gradients so far."""
+    """Gradient of z_t; ``dc_state`` (B, H) becomes what step t sends back to c_{t-1}, before a reset cuts it."""
     mask = live[:, None] & (units < H)[None, :]
     at = b[:, None] * H + units[None, :]
     row = (tl.zeros((), tl.int64) + t) * B
     gate_at = (row + b)[:, None] * (4 * H) + units[None, :]
+    from_before = _kept(resets, t, T, B, b, live, HAS_RESETS)
+    to_next = _kept(resets, t + 1, T, B, b, live, HAS_RESETS)
+
+    # What does not depend on the product is asked for before waiting for it: it comes from far away.
     i = tl.load(gates + gate_at, mask=mask, other=0.0).to(tl.float32)
     f = tl.load(gates + gate_at + H, mask=mask, other=0.0).to(tl.float32)
     g = tl.load(gates + gate_at + 2 * H, mask=mask, other=0.0).to(tl.float32)
     o = tl.load(gates + gate_at + 3 * H, mask=mask, other=0.0).to(tl.float32)
     c = tl.load(cells + row * H + at, mask=mask, other=0.0)
     before = tl.where(t == 0, c0, cells + (row - B) * H)
-    from_before = _kept(resets, t, T, B, b, live, HAS_RESETS)
     c_prev = tl.load(before + at, mask=mask & from_before[:, None], other=0.0)
-    to_next = _kept(resets, t + 1, T, B, b, live, HAS_RESETS)
     dc_t = tl.load(dc_state + at, mask=mask & to_next[:, None], other=0.0)
     if HAS_DC:
         dc_t += tl.load(dc + row * H + at, mask=mask, other=0.0).to(tl.float32)
     dh_t = tl.zeros_like(dc_t)
     if HAS_DH:
         dh_t += tl.load(dh + row * H + at, mask=mask, other=0.0).to(tl.float32)
-    return i, f, g, o, c, c_prev, dh_t, dc_t, to_next
+    if PERSISTENT:
+        wait(products, products_target)
+    back = tl.zeros_like(dc_t)
+    for part in tl.static_range(SPLIT):
+        plane = (tl.zeros((), tl.int64) + part) * B * H
+        back += tl.load(partials + plane + at, mask=mask & to_next[:, None], other=0.0, cache_modifier=".cg")
 
-
-@triton.jit
-def _finish(
-    i, f, g, o, c, c_prev, dh_t, dc_t, to_next, dh_back, d_gates, dc_state, t, B, b, live, units, H: tl.constexpr
-):
-    """Gradient of z_t; ``dc_state`` (B, H) becomes what step t sends back to c_{t-1}, before a reset cuts it."""
-    mask = live[:, None] & (units < H)[None, :]
-    row = (tl.zeros((), tl.int64) + t) * B
-    gate_at = (row + b)[:, None] * (4 * H) + units[None, :]
+    dh_t += back
     tanh_c = tanh(c)
-    dh_t += tl.where(to_next[:, None], dh_back, 0.0)
     dc_t += dh_t * o * (1.0 - tanh_c * tanh_c)
     element = d_gates.dtype.element_ty
     tl.store(d_gates + gate_at, (dc_t * g * i * (1.0 - i)).to(element), mask=mask)
     tl.store(d_gates + gate_at + H, (dc_t * c_prev * f * (1.0 - f)).to(element), mask=mask)
     tl.store(d_gates + gate_at + 2 * H, (dc_t * i * (1.0 - g * g)).to(element), mask=mask)
     tl.store(d_gates + gate_at + 3 * H, (dh_t * tanh_c * o * (1.0 - o)).to(element), mask=mask)
-    tl.store(dc_state + b[:, None] * H + units[None, :], dc_t * f, mask=mask)
+    if PERSISTENT:
+        arrive(finished)
+    tl.store(dc_state + at, dc_t * f, mask=mask)
+    if PERSISTENT:
+        tl.debug_barrier()  # the next round's load of dc_state may be another thread's
 
 
 @triton.jit(do_not_specialize=["n_begin", "n_end", "T", "B"])
@@ -145,8 +161,9 @@ def lstm_backward_kernel(
     resets,  # (T, B) bool
     d_gates,  # (T, B, 4H)
     dc_state,  # (B, H) float32, zero at first
-    partials,  # (SPLIT, B, H) float32; after n = T their sum is the gradient of h_{-1}
-    counter,  # (1,) int32, zero
+    partials,  # (SPLIT, B, H) float32; after round T their sum is the gradient of h_{-1}
+    products,  # counters, one for each batch tile, zero: partials written
+    finished,  # likewise: tiles of d_gates written
     n_begin,
     n_end,
     T,
@@ -156,6 +173,7 @@ def lstm_backward_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
     FINISH_B: tl.constexpr,
+    FINISH_H: tl.constexpr,
     STAGES: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -165,41 +183,40 @@ def lstm_backward_kernel(
     PRODUCT: tl.constexpr,
     FINISH: tl.constexpr,
     PERSISTENT: tl.constexpr,
+    SERPENTINE: tl.constexpr,
 ):
     """Rounds n_begin to n_end of T + 1: round n multiplies d_gates of step T - n and finishes step T - 1 - n.
 
-    Round 0 has nothing to multiply, round T nothing to finish.
+    Round 0 has nothing to multiply (its partials are zeros), round T nothing to finish.
     """
     SHARE: tl.constexpr = ((4 * H + BLOCK_K * SPLIT - 1) // (BLOCK_K * SPLIT)) * BLOCK_K
-    MASK_K: tl.constexpr = SHARE * SPLIT != 4 * H
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     batch_tiles = tl.cdiv(B, BLOCK_B)
-    unit_tiles = tl.cdiv(H, BLOCK_H)
-    shares = batch_tiles * unit_tiles * SPLIT
+    unit_shares = tl.cdiv(H, BLOCK_H) * SPLIT
     finish_batch_tiles = tl.cdiv(B, FINISH_B)
-    finish_tiles = finish_batch_tiles * unit_tiles
-    arrivals = 0
+    finish_unit_tiles = tl.cdiv(H, FINISH_H)
     for n in range(n_begin, n_end):
         t = T - 1 - n
         if PRODUCT:
-            if PERSISTENT:
-                if n > n_begin:
-                    wait(counter, arrivals)
-            for share in range(pid, shares, programs):
+            for share in range(pid, batch_tiles * unit_shares, programs):
                 part = share % SPLIT
                 tile = share // SPLIT
-                rows = (tile % batch_tiles) * BLOCK_B + tl.arange(0, BLOCK_B)
+                group = tile % batch_tiles
+                rows = group * BLOCK_B + tl.arange(0, BLOCK_B)
                 units = (tile // batch_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
                 live = rows < B
                 b = tl.where(live, rows, 0).to(tl.int64)
+                if PERSISTENT:
+                    group_rows = tl.minimum(B - group * BLOCK_B, BLOCK_B)
+                    group_tiles = tl.cdiv(group_rows, FINISH_B) * finish_unit_tiles
+                    wait(finished + group * COUNTER_STRIDE, (n - n_begin) * group_tiles)
                 acc = _product(
                     d_gates,
                     weight,
                     t + 1,
                     tl.where(n > 0, SHARE, 0),
                     part,
-                    T,
                     B,
                     b,
                     live,
@@ -210,52 +227,46 @@ def lstm_backward_kernel(
                     BLOCK_K,
                     STAGES,
                     SHARE,
-                    MASK_K,
+                    SHARE * SPLIT != 4 * H,
                     PRECISION,
+                    SERPENTINE,
                 )
-                if SPLIT > 1 or t < 0:
-                    at = ((tl.zeros((), tl.int64) + part) * B + b)[:, None] * H + units[None, :]
-                    tl.store(partials + at, acc, mask=live[:, None] & (units < H)[None, :])
-                else:
-                    i, f, g, o, c, c_prev, dh_t, dc_t, to_next = _saved(
-                        dh, dc, gates, cells, c0, resets, dc_state, t, T, B, b, live, units, H,
-                        HAS_DH, HAS_DC, HAS_RESETS,
-                    )  # fmt: skip
-                    _finish(
-                        i, f, g, o, c, c_prev, dh_t, dc_t, to_next, acc, d_gates, dc_state, t, B, b, live, units, H
-                    )
-            if PERSISTENT:
-                arrive(counter)
-                arrivals += programs
-        if FINISH and SPLIT > 1:
-            if PERSISTENT:
-                if pid >= finish_tiles:
-                    wait(counter, arrivals)
-            if t >= 0:
-                for tile in range(pid, finish_tiles, programs):
-                    rows = (tile % finish_batch_tiles) * FINISH_B + tl.arange(0, FINISH_B)
-                    units = (tile // finish_batch_tiles) * BLOCK_H + tl.arange(0, BLOCK_H)
-                    live = rows < B
-                    b = tl.where(live, rows, 0).to(tl.int64)
-                    mask = live[:, None] & (units < H)[None, :]
-                    # Asked for before waiting: the saved values come from far away.
-                    i, f, g, o, c, c_prev, dh_t, dc_t, to_next = _saved(
-                        dh, dc, gates, cells, c0, resets, dc_state, t, T, B, b, live, units, H,
-                        HAS_DH, HAS_DC, HAS_RESETS,
-                    )  # fmt: skip
-                    if PERSISTENT:
-                        if tile == pid:
-                            wait(counter, arrivals)
-                    dh_back = tl.zeros((FINISH_B, BLOCK_H), tl.float32)
-                    for part in tl.static_range(SPLIT):
-                        at = ((tl.zeros((), tl.int64) + part) * B + b)[:, None] * H + units[None, :]
-                        dh_back += tl.load(partials + at, mask=mask, other=0.0, cache_modifier=".cg")
-                    _finish(
-                        i, f, g, o, c, c_prev, dh_t, dc_t, to_next, dh_back, d_gates, dc_state, t, B, b, live, units, H
-                    )
-            if PERSISTENT:
-                arrive(counter)
-                arrivals += programs
+                at = ((tl.zeros((), tl.int64) + part) * B + b)[:, None] * H + units[None, :]
+                tl.store(partials + at, acc, mask=live[:, None] & (units < H)[None, :])
+                if PERSISTENT:
+                    arrive(products + group * COUNTER_STRIDE)
+        if FINISH and t >= 0:
+            for tile in range(pid, finish_batch_tiles * finish_unit_tiles, programs):
+                rows = (tile % finish_batch_tiles) * FINISH_B + tl.arange(0, FINISH_B)
+                units = (tile // finish_batch_tiles) * FINISH_H + tl.arange(0, FINISH_H)
+                live = rows < B
+                group = (tile % finish_batch_tiles) * FINISH_B // BLOCK_B
+                _finish(
+                    dh,
+                    dc,
+                    gates,
+                    cells,
+                    c0,
+                    resets,
+                    d_gates,
+                    dc_state,
+                    partials,
+                    products + group * COUNTER_STRIDE,
+                    (n - n_begin + 1) * unit_shares,
+                    finished + group * COUNTER_STRIDE,
+                    t,
+                    T,
+                    B,
+                    tl.where(live, rows, 0).to(tl.int64),
+                    live,
+                    units,
+                    H,
+                    SPLIT,
+                    HAS_DH,
+                    HAS_DC,
+                    HAS_RESETS,
+                    PERSISTENT,
+                )
 
 
 def lstm_backward(
@@ -278,7 +289,7 @@ def lstm_backward(
     no).
     """
     T, B, H = c.shape
-    tile = tile or backward_tile(H, B, weight_hh.dtype)
+    tile = tile or backward_tile(H, B, weight_hh.dtype, capability_of(weight_hh.device))
     persistent = weight_hh.is_cuda if persistent is None else persistent
     dh = None if dh is None else dh.contiguous()
     dc = None if dc is None else dc.contiguous()
@@ -290,20 +301,17 @@ def lstm_backward(
     dc_state = torch.zeros(B, H, dtype=torch.float32, device=device)
     partials = torch.empty(tile.split, B, H, dtype=torch.float32, device=device)
 
-    unit_tiles = triton.cdiv(H, tile.block_h)
-    shares = triton.cdiv(B, tile.block_b) * unit_tiles * tile.split
-    finish_b = min(triton.next_power_of_2(B), max(1, tile.block_b // tile.split))
-    finish_tiles = triton.cdiv(B, finish_b) * unit_tiles
-    counter = None
+    batch_tiles = triton.cdiv(B, tile.block_b)
+    shares = batch_tiles * triton.cdiv(H, tile.block_h) * tile.split
+    finish_b, finish_h = finish_tile(H, B, tile)
+    finish_tiles = triton.cdiv(B, finish_b) * triton.cdiv(H, finish_h)
+    products, finished = zero_counters(2 * batch_tiles, device).chunk(2)
     if persistent:
-        counter = torch.zeros(1, dtype=torch.int32, device=device)
         launches = [(0, T + 1, True, True, min(max(shares, finish_tiles), resident_programs(device)))]
-    elif tile.split == 1:
-        launches = [(n, n + 1, True, True, shares) for n in range(T + 1)]
     else:
-        launches = []
-        for n in range(T + 1):
-            launches += [(n, n + 1, True, False, shares), (n, n + 1, False, True, finish_tiles)]
+        product_launches = [(n, n + 1, True, False, shares) for n in range(T + 1)]
+        finish_launches = [(n, n + 1, False, True, finish_tiles) for n in range(T + 1)]
+        launches = [launch for pair in zip(product_launches, finish_launches, strict=True) for launch in pair]
     cooperative = {"launch_cooperative_grid": True} if persistent else {}
     for n_begin, n_end, product, finish, programs in launches:
         lstm_backward_kernel[(programs,)](
@@ -317,7 +325,8 @@ def lstm_backward(
             d_gates,
             dc_state,
             partials,
-            counter,
+            products,
+            finished,
             n_begin,
             n_end,
             T,
@@ -327,6 +336,7 @@ def lstm_backward(
             BLOCK_H=tile.block_h,
             BLOCK_K=tile.block_k,
             FINISH_B=finish_b,
+            FINISH_H=finish_h,
             STAGES=tile.stages,
             SPLIT=tile.split,
             PRECISION=dot_precision(weight_hh.dtype),
@@ -336,6 +346,7 @@ def lstm_backward(
             PRODUCT=product,
             FINISH=finish,
             PERSISTENT=persistent,
+            SERPENTINE=tile.serpentine,
             num_warps=tile.warps,
             **cooperative,
         )

@@ -1,8 +1,13 @@
-"""How large a tile each kernel works on: a table by size, not a search at run time."""
+"""How large a tile each kernel works on: tables by size, not a search at run time.
+
+Every row was the fastest of about ten tiles on an NVIDIA H200 (torch 2.11.0+cu130, triton 3.6.0, bfloat16), in
+microseconds a step at the H and B named; rows marked (e) are estimates from their neighbours. NOTES.md has the rest.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,8 +17,8 @@ class Tile:
     """One program's share of a step, and how it is compiled.
 
     ``block_b`` sequences by ``block_h`` units, ``block_k`` of the summed dimension at a time; ``stages`` of loads in
-    flight; ``warps`` of 32 threads; ``early``: the step's inputs are loaded before the wait for the step before (they
-    occupy registers through the product); ``split``: programs that share one tile's sum (backward only).
+    flight; ``warps`` of 32 threads; ``split``: programs that share one tile's sum (backward only); ``serpentine``:
+    every other step sums in reverse, for weights that outgrow the L2 cache.
     """
 
     block_b: int
@@ -21,29 +26,102 @@ class Tile:
     block_k: int
     stages: int
     warps: int
-    early: bool = True
     split: int = 1
+    serpentine: bool = False
 
 
-def forward_tile(H: int, B: int, dtype: torch.dtype) -> Tile:
+@dataclass(frozen=True)
+class Row:
+    """``tile`` for up to B sequences and up to H units; the first row that covers a size is taken."""
+
+    B: float
+    H: float
+    tile: Tile
+
+
+ANY = float("inf")
+
+FORWARD = (
+    Row(16, 1024, Tile(16, 8, 256, 3, 4)),  # 1024x16: 3.6; 16x16x128 4.2
+    Row(16, 2048, Tile(16, 16, 128, 4, 4)),  # 2048x16: 6.7 with one barrier for all, as 6 stages 7.1; 3 stages 7.1
+    Row(16, ANY, Tile(16, 32, 128, 4, 8, serpentine=True)),  # 4096x16: 30.2; without serpentine 34.4
+    Row(64, 1024, Tile(64, 8, 64, 6, 4)),  # 1024x64: 4.9; 64x16x128 5.1
+    Row(64, 2048, Tile(64, 16, 64, 6, 4)),  # (e) 128 programs; 64x32 leaves half the chip idle: 13.1
+    Row(128, 512, Tile(64, 8, 64, 6, 4)),  # 512x128: 5.4; 64x16x128 5.6
+    Row(128, 1024, Tile(64, 16, 128, 4, 4)),  # 1024x128: 5.7; 128x16x64 7.7
+    Row(128, 2048, Tile(64, 32, 64, 4, 8)),  # 2048x128: 13.2; 128x16x64 14.4
+    Row(128, ANY, Tile(128, 32, 64, 6, 8, serpentine=True)),  # 4096x128: 39.3; without serpentine 43.9
+    Row(512, 512, Tile(64, 32, 64, 4, 8)),  # 512x512: 6.4; 128x16x64 6.7
+    Row(512, 1024, Tile(128, 32, 64, 4, 8)),  # 1024x512: 12.6; 128x16x64 16.1
+    Row(ANY, 512, Tile(128, 32, 64, 4, 8)),  # 512x2048: 18.2; 128x64x64 19.0
+    Row(ANY, ANY, Tile(128, 64, 64, 4, 8)),  # 2048x512: 34.2; 256x32x64 41.6. 2048x2048: 142; 256x32x64 167
+)
+
+# Without `split`, which fills the multiprocessors.
+BACKWARD = (
+    Row(16, 1024, Tile(16, 64, 128, 4, 4)),  # 1024x16: 4.8
+    Row(16, ANY, Tile(16, 128, 64, 6, 4)),  # 2048x16: 7.9; 16x64x128 9.0. 4096x16: 35.7
+    Row(64, 1024, Tile(64, 64, 64, 6, 4)),  # 1024x64: 6.7; 64x64x128 7.4
+    Row(64, 2048, Tile(64, 128, 64, 4, 8)),  # 2048x64: 11.0
+    Row(64, ANY, Tile(64, 128, 64, 4, 8, serpentine=True)),  # 4096x64: 36.8; without serpentine 39.6
+    Row(128, 512, Tile(64, 64, 64, 6, 4)),  # 512x128: 6.1; 64x64x128 6.8
+    Row(128, 1024, Tile(128, 64, 64, 4, 8)),  # 1024x128: 7.5
+    Row(128, 2048, Tile(64, 128, 64, 6, 8)),  # 2048x128: 15.0; with 4 stages 16.4; 128x64x64 17.0
+    Row(512, 512, Tile(64, 64, 128, 4, 8)),  # 512x512: 8.9
+    Row(512, 1024, Tile(64, 128, 64, 4, 8)),  # 1024x512: 18.2
+    Row(512, ANY, Tile(128, 128, 64, 4, 8)),  # 2048x512: 48.2; 4096x128: 49.3; 4096x512: 144
+    Row(ANY, 512, Tile(64, 128, 64, 4, 8)),  # 512x2048: 24.2
+    Row(ANY, 1024, Tile(128, 128, 64, 4, 8)),  # 1024x2048: 59
+    Row(ANY, ANY, Tile(128, 256, 64, 4, 8)),  # 2048x2048: 163; 128x128x64 180. 4096x2048: 570
+)
+
+HOPPER = (9, 0)
+PROGRAMS = 128
+MOST_SPLIT = 16
+
+
+def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
+    """The forward's tile; float32, and GPUs with less shared memory than Hopper's, take small ones (not tuned)."""
     if dtype == torch.float32:
         return Tile(16 if B <= 16 else 64, 16, 32, 3, 4)
-    if B <= 16:
-        return Tile(16, 16, 128, 4, 4)
-    return Tile(128, 16, 64, 4, 8)
+    if capability < HOPPER:
+        return Tile(16 if B <= 16 else 64, 16, 64, 3, 4)
+    return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)
 
 
-def backward_tile(H: int, B: int, dtype: torch.dtype) -> Tile:
+def backward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
+    """The backward's tile, its sum split over as many programs as fill the multiprocessors."""
     if dtype == torch.float32:
-        return Tile(16 if B <= 16 else 64, 32, 32, 3, 4, split=2)
-    if B <= 16:
-        return Tile(16, 64, 128, 4, 4, split=4)
-    return Tile(128, 64, 64, 4, 8, split=4)
+        tile = Tile(16 if B <= 16 else 64, 32, 32, 3, 4)
+    elif capability < HOPPER:
+        tile = Tile(16 if B <= 16 else 64, 64, 64, 3, 4)
+    else:
+        tile = next(row.tile for row in BACKWARD if B <= row.B and H <= row.H)
+    tiles = -(-B // tile.block_b) * -(-H // tile.block_h)
+    return replace(tile, split=min(MOST_SPLIT, _power_of_two(PROGRAMS // tiles)))
 
 
+def finish_tile(H: int, B: int, tile: Tile) -> tuple[int, int]:
+    """Sequences and units whose pointwise gradient one program of the backward finishes: about 1/128 of all."""
+    units = min(64, max(16, 1 << (H - 1).bit_length()))
+    return min(32, tile.block_b, _power_of_two(B * H // (PROGRAMS * units))), units
+
+
+def _power_of_two(n: int) -> int:
+    """The largest power of two up to n, at least 1."""
+    return 1 << max(0, n.bit_length() - 1)
+
+
+@functools.cache
 def resident_programs(device: torch.device) -> int:
     """Programs that are sure to run at the same time: one on each multiprocessor."""
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def capability_of(device: torch.device) -> tuple[int, int]:
+    """The GPU's compute capability; for a CPU, where the interpreter runs, Hopper's."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else HOPPER
 
 
 def dot_precision(dtype: torch.dtype) -> str:

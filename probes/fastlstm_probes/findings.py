@@ -9,14 +9,12 @@ from fastlstm_probes.results import PartOfSpeechResult, Score, SentimentResult, 
 from fastlstm_probes.sentiment import (
     ALL_CELLS,
     MAJORITY,
-    ONE_NEURON_RADFORD,
     TFIDF,
     UNTRAINED_ALL_CELLS,
-    UNTRAINED_ONE_NEURON,
+    UNTRAINED_BEST_CELL,
 )
 
 # Of the three meanings of "one neuron": the one whose threshold the result stores.
-ONE_NEURON = ONE_NEURON_RADFORD
 
 # A tag has a neuron if one cell ranks and finds its bytes this much better than chance does.
 MARGIN = 0.25
@@ -58,14 +56,14 @@ def score(result: SentimentResult, name: str) -> Score | None:
 
 def sentiment_found(result: SentimentResult) -> bool:
     """The neuron's interval lies above the majority class and above the interval of an untrained model's best cell."""
-    one = score(result, ONE_NEURON)
-    majority, untrained = score(result, MAJORITY), score(result, UNTRAINED_ONE_NEURON)
+    one = score(result, result.neuron_score)
+    majority, untrained = score(result, MAJORITY), score(result, UNTRAINED_BEST_CELL)
     bars = [majority.test if majority else 0.5, untrained.test_high if untrained else 0.5]
     return one is not None and one.test_low > max(bars)
 
 
 def sentiment_sentences(result: SentimentResult) -> list[str]:
-    one, everything = score(result, ONE_NEURON), score(result, ALL_CELLS)
+    one, everything = score(result, result.neuron_score), score(result, ALL_CELLS)
     if one is None:
         return ["The sentiment probe kept no cell: every weight is zero."]
     sentences = [
@@ -77,7 +75,7 @@ def sentiment_sentences(result: SentimentResult) -> list[str]:
     beside = [
         f"{label} {percent(found.test)}"
         for name, label in (
-            (UNTRAINED_ONE_NEURON, "the best cell of an untrained LSTM"),
+            (UNTRAINED_BEST_CELL, "the best cell of an untrained LSTM"),
             (UNTRAINED_ALL_CELLS, "all cells of an untrained LSTM"),
             (TFIDF, "words and word pairs (TF-IDF)"),
             (MAJORITY, "always answering the more frequent class"),
@@ -87,9 +85,10 @@ def sentiment_sentences(result: SentimentResult) -> list[str]:
     if beside:
         sentences.append(f"For comparison: {', '.join(beside)}.")
     if sentiment_found(result):
-        largest = sorted((abs(weight) for weight in result.weights), reverse=True)
-        if len(largest) > 1 and largest[1] > 0:
-            sentences.append(f"Its L1 weight is {largest[0] / largest[1]:.1f} times the next largest.")
+        own = abs(result.weights[result.units.index(result.neuron)])
+        others = max((abs(weight) for weight in result.weights if abs(weight) != own), default=0.0)
+        if own > others > 0:
+            sentences.append(f"Its L1 weight is {own / others:.1f} times the next largest.")
     else:
         sentences.append("That is not clearly above the baselines: this model has no sentiment neuron on this text.")
     return sentences

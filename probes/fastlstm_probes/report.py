@@ -26,7 +26,7 @@ from fastlstm_probes.concepts.penn import group_tag, tag_meaning
 from fastlstm_probes.origins import Facts, commands, origins, rows_in_words
 from fastlstm_probes.results import PartOfSpeechResult, Provenance, SentimentResult, TagRow, load_result
 from fastlstm_probes.run_files import Run, Sample, read_run, read_samples
-from fastlstm_probes.sentiment import ALL_CELLS, MAJORITY, UNTRAINED_ONE_NEURON
+from fastlstm_probes.sentiment import ALL_CELLS, MAJORITY, UNTRAINED_BEST_CELL
 
 _EACH_CLASS, _TAGGED, _LONGEST = 3, 3, 700  # documents shown, and their bytes
 _MISCLASSIFIED, _TAG_FIGURES = 12, 3
@@ -168,9 +168,9 @@ def _tiles(run: Run | None, sentiment: SentimentResult | None, pos: PartOfSpeech
     tiles = []
     if sentiment is not None:
         for name, label in (
-            (findings.ONE_NEURON, f"cell {sentiment.neuron} alone"),
+            (sentiment.neuron_score, f"cell {sentiment.neuron} alone"),
             (ALL_CELLS, f"all {len(sentiment.units):,} cells"),
-            (UNTRAINED_ONE_NEURON, "best untrained cell"),
+            (UNTRAINED_BEST_CELL, "best untrained cell"),
             (MAJORITY, "majority class"),
         ):
             found = findings.score(sentiment, name)
@@ -213,7 +213,7 @@ def _sentiment(result: SentimentResult) -> dict[str, Any]:
     return {
         "result": result,
         "nonzero": sum(weight != 0 for weight in result.weights),
-        "main": findings.ONE_NEURON,
+        "main": result.neuron_score,
         "weights": figures.weight_plot(_sentiment_weights(result), "sentiment-weights"),
         "histogram": figures.class_histogram(_sentiment_classes(result), "sentiment-classes"),
         "misclassified": result.misclassified[:_MISCLASSIFIED],
@@ -362,7 +362,7 @@ def _readme_picture(result: SentimentResult, states: States) -> bytes:
             for document in whole or of_class
         ]
         reviews += [max(lines, key=_swing)] if lines else []
-    one, untrained = (findings.score(result, name) for name in (findings.ONE_NEURON, UNTRAINED_ONE_NEURON))
+    one, untrained = (findings.score(result, name) for name in (result.neuron_score, UNTRAINED_BEST_CELL))
     subtitle = []
     if one is not None:
         reviews_named = "synthetic reviews" if result.provenance.synthetic else "reviews"
@@ -370,7 +370,7 @@ def _readme_picture(result: SentimentResult, states: States) -> bytes:
         subtitle.append(f"Alone it classifies {right} correctly")
     if untrained is not None:
         subtitle.append(f"the best cell of an untrained LSTM: {findings.percent(untrained.test)}")
-    role = "is the sentiment neuron" if findings.sentiment_found(result) else "has the largest weight for sentiment"
+    role = "is the sentiment neuron" if findings.sentiment_found(result) else "is nearest to a sentiment neuron"
     return figures.readme_picture(
         title=f"Cell {result.neuron} of {len(result.units):,} {role}",
         subtitle="; ".join(subtitle),

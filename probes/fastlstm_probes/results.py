@@ -126,6 +126,7 @@ class SentimentResult:
     intercept: float
     units: list[int]
     neuron: int  # unit id
+    neuron_score: str  # name of the row of `scores` that judges it by `threshold`
     sign: int  # +1: a high value is positive sentiment; -1: a low value is
     threshold: float  # on the raw cell state, fitted on train; `misclassified` is judged by it
     scores: list[Score]

@@ -41,7 +41,7 @@ from fastlstm_probes.results import (
     TagScore,
     save_result,
 )
-from fastlstm_probes.sentiment import ALL_CELLS, MAJORITY, ONE_NEURON_RADFORD, TFIDF, UNTRAINED_ONE_NEURON
+from fastlstm_probes.sentiment import ALL_CELLS, MAJORITY, ONE_NEURON_RADFORD, TFIDF, UNTRAINED_BEST_CELL
 
 MODEL, TEXT, OTHER_MODEL = "ab" * 32, "cd" * 32, "ef" * 32
 CELLS, NEURON = 24, 17
@@ -137,6 +137,7 @@ def sentiment_result() -> SentimentResult:
         intercept=0.0,
         units=list(range(CELLS)),
         neuron=NEURON,
+        neuron_score=ONE_NEURON_RADFORD,
         sign=1,
         threshold=0.125,
         scores=[
@@ -144,7 +145,7 @@ def sentiment_result() -> SentimentResult:
             Score(ONE_NEURON_RADFORD, 0.93, 0.92, 0.9312, 0.9187, 0.942, "cell 17 > 0.125"),
             Score(TFIDF, 1.0, 0.80, 0.815, 0.797, 0.832, "C=8"),
             Score(MAJORITY, 0.52, 0.5, 0.501, 0.478, 0.524, "positive"),
-            Score(UNTRAINED_ONE_NEURON, 0.56, 0.53, 0.5407, 0.518, 0.563, "cell 3"),
+            Score(UNTRAINED_BEST_CELL, 0.56, 0.53, 0.5407, 0.518, 0.563, "cell 3"),
         ],
         histogram=Histogram([-3.0, -1.5, 0.0, 1.5, 3.0], [120, 260, 15, 5], [4, 20, 250, 126]),
         misclassified=[Example(f"\n {HOSTILE} ", 1, 0, -0.62, 7)],

@@ -49,6 +49,7 @@ SENTIMENT = SentimentResult(
     intercept=0.0,
     units=[3, 9],
     neuron=3,
+    neuron_score="one neuron",
     sign=-1,
     threshold=0.1 + 0.2,
     scores=[SCORE],

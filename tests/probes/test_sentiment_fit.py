@@ -70,12 +70,13 @@ def test_planted_neuron_is_found_with_its_id_and_sign(sign, tmp_path):
         sentiment.ONE_NEURON_RADFORD,
         sentiment.ONE_NEURON_NVIDIA,
         sentiment.ONE_NEURON_CARVALHO,
+        sentiment.BEST_CELL,
     ):
         score = _score(result, name)
         assert score.test > 0.98
         assert score.test_low < score.test < score.test_high or score.test == score.test_high == 1
     # What knows nothing is at chance: 1/2 is within 4 standard deviations of a test accuracy.
-    for name in (sentiment.TFIDF, sentiment.UNTRAINED_ALL_CELLS, sentiment.UNTRAINED_ONE_NEURON):
+    for name in (sentiment.TFIDF, sentiment.UNTRAINED_ALL_CELLS, sentiment.UNTRAINED_BEST_CELL):
         assert abs(_score(result, name).test - 0.5) < 4 * 0.5 / np.sqrt(PARTS[2])
     majority = _score(result, sentiment.MAJORITY)
     test = labels[-PARTS[2] :]

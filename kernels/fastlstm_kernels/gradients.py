@@ -1,0 +1,30 @@
+"""Gradients of weights and input tables from the gradient of every z_t: large products, no atomics on data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastlstm_kernels.reference import shifted
+
+
+def weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor, resets: Tensor | None = None) -> Tensor:
+    """Gradient of weight_hh (4H, H) in the dtype of ``d_gates`` (T, B, 4H); ``h`` (T, B, H), ``h0`` (B, H).
+
+    Without ``resets`` no shifted copy of h is made: what step t starts from is h itself, one step earlier.
+    """
+    if resets is not None:
+        return d_gates.flatten(0, 1).t() @ shifted(h, h0, resets).flatten(0, 1)
+    gradient = d_gates[0].t() @ h0
+    if len(h) > 1:
+        gradient.addmm_(d_gates[1:].flatten(0, 1).t(), h[:-1].flatten(0, 1))
+    return gradient
+
+
+def table_gradient(d_gates: Tensor, ids: Tensor, rows: int) -> Tensor:
+    """Gradient of an input table (rows, 4H): row v is the sum of ``d_gates`` (T, B, 4H) where ``ids`` (T, B) is v.
+
+    As a product with one-hot rows it is summed in a fixed order, where index_add_ on a GPU is not.
+    """
+    one_hot = (ids.flatten() == torch.arange(rows, dtype=ids.dtype, device=ids.device).unsqueeze(1)).to(d_gates.dtype)
+    return one_hot @ d_gates.flatten(0, 1)

@@ -1,0 +1,154 @@
+"""The Triton forward recurrence against float64: in Triton's interpreter, or on a GPU where there is one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fastlstm_kernels.forward import lstm_forward
+from fastlstm_kernels.launch import Tile
+from recurrences import DEVICE, DTYPES, Case, poisoned_memory
+from tolerance import assert_as_good_as
+
+SMALL = Tile(16, 16, 16, 2, 4)
+# T, B, H, tile: whole tiles, odd everything, less than a tile, one step, more tiles than one.
+SHAPES = [
+    (3, 16, 32, SMALL),
+    (4, 19, 37, SMALL),
+    (2, 1, 20, SMALL),
+    (2, 40, 1, SMALL),
+    (1, 5, 20, SMALL),
+    (3, 33, 48, Tile(32, 8, 32, 2, 4)),
+    (2, 3, 40, None),
+]
+
+
+def run(case: Case, tile: Tile | None = SMALL, **options: object) -> dict[str, torch.Tensor]:
+    with poisoned_memory():
+        out = lstm_forward(
+            case.inputs,
+            case.weight_hh,
+            case.h0,
+            case.c0,
+            ids=case.ids,
+            resets=case.resets,
+            save_gates=True,
+            cells_dtype=torch.float32,
+            tile=tile,
+            **options,  # type: ignore[arg-type]
+        )
+    assert out.cells is not None
+    assert out.gates is not None
+    assert torch.equal(out.c_n, out.cells[-1])
+    return {"h": out.h, "c": out.cells, "gates": out.gates}
+
+
+def assert_right(case: Case, got: dict[str, torch.Tensor]) -> None:
+    truth, naive = case.run(torch.float64), case.run(case.dtype)
+    for name, tensor in got.items():
+        assert_as_good_as(name, tensor, naive[name], truth[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("T", "B", "H", "tile"), SHAPES)
+def test_every_output_is_right(T: int, B: int, H: int, tile: Tile | None, dtype: torch.dtype) -> None:
+    case = Case(T, B, H, dtype)
+    assert_right(case, run(case, tile))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_resets_and_ids(dtype: torch.dtype) -> None:
+    case = Case(5, 6, 20, dtype, resets=0.3, rows=9)
+    assert_right(case, run(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_saturated_gates(dtype: torch.dtype) -> None:
+    case = Case(3, 4, 16, dtype, scale=100.0)
+    assert_right(case, run(case))
+
+
+def test_a_reset_forgets_even_nan() -> None:
+    case = Case(2, 3, 16, torch.float32)
+    case.h0.fill_(torch.nan)
+    case.c0.fill_(torch.inf)
+    case.resets = torch.tensor([[True] * 3, [False] * 3], device=DEVICE)
+    got = run(case)
+    case.h0.zero_()
+    case.c0.zero_()
+    for name, tensor in run(case).items():
+        assert torch.equal(got[name], tensor), name
+
+
+def test_serpentine_sums_the_same_terms() -> None:
+    case = Case(3, 2, 40, torch.float32)
+    assert_right(case, run(case, Tile(16, 16, 16, 2, 4, serpentine=True)))
+
+
+def test_chosen_units_in_their_own_dtype() -> None:
+    case = Case(3, 5, 20, torch.float32)
+    units = torch.tensor([17, 0, 3], device=DEVICE)
+    given = (case.inputs, case.weight_hh, case.h0, case.c0)
+    every = lstm_forward(*given, cells_dtype=torch.float32, tile=SMALL)
+    with poisoned_memory():
+        chosen = lstm_forward(*given, cells_dtype=torch.float16, units=units, tile=SMALL)
+    assert every.cells is not None
+    assert chosen.cells is not None
+    assert torch.equal(chosen.cells, every.cells[:, :, units].half())
+    assert torch.equal(chosen.h, every.h)
+
+
+def test_nothing_is_kept_that_nobody_asked_for() -> None:
+    case = Case(2, 2, 16, torch.float32)
+    out = lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0, tile=SMALL)
+    assert out.cells is None
+    assert out.gates is None
+
+
+def test_arguments_are_left_alone() -> None:
+    case = Case(2, 2, 16, torch.float32)
+    before = case.c0.clone()
+    run(case)
+    assert torch.equal(case.c0, before)
+
+
+def test_noncontiguous_arguments() -> None:
+    case = Case(3, 4, 16, torch.float32)
+    expected = run(case)
+    for name in ("inputs", "weight_hh", "h0", "c0"):
+        tensor = getattr(case, name)
+        setattr(case, name, tensor.transpose(-1, -2).contiguous().transpose(-1, -2))
+    for name, tensor in run(case).items():
+        assert torch.equal(expected[name], tensor), name
+
+
+def test_a_dtype_without_a_kernel_is_named() -> None:
+    case = Case(1, 1, 4, torch.float64)
+    with pytest.raises(TypeError, match=r"weight_hh: expected float32, float16 or bfloat16, got torch\.float64"):
+        lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0.double())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("T", "B", "H"), [(17, 130, 272), (33, 16, 1024), (9, 600, 512)])
+def test_one_launch_equals_a_launch_a_step(T: int, B: int, H: int, dtype: torch.dtype) -> None:
+    case = Case(T, B, H, dtype, resets=0.1)
+    steps = run(case, None, persistent=False)
+    assert_right(case, steps)
+    for _ in range(3):
+        once = run(case, None)
+        for name, tensor in once.items():
+            assert torch.equal(tensor, steps[name]), name
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_replays_it() -> None:
+    case = Case(9, 20, 64, torch.bfloat16)
+    expected = run(case, None)["h"]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0)
+    for _ in range(3):
+        out.h.fill_(torch.nan)
+        graph.replay()
+        assert torch.equal(out.h, expected)
