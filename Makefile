@@ -31,7 +31,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # The demonstration, a command a stage. Without DATA the text is synthetic, from the package's own grammar.
 ifdef DATA
-OUT := out/$(firstword $(subst ., ,$(notdir $(patsubst %/,%,$(DATA)))))
+ifneq ($(words $(DATA)),1)
+$(error DATA: expected one path without spaces, got $(DATA))
+endif
+OUT := out/data-$(firstword $(subst ., ,$(notdir $(patsubst %/,%,$(DATA)))))
 PREPARE := reviews $(DATA) --valid-fraction 0.1 --test-fraction 0.1
 TAGS := auto
 PRIME := I bought this
@@ -46,17 +49,19 @@ demo: $(OUT)/report.html
 	@echo "open $(OUT)/report.html in a browser"
 
 # Raw text -> shards of bytes with an index and a manifest.
-$(OUT)/corpus/manifest.json: $(INSTALLED) $(DATA)
+$(OUT)/corpus/manifest.json: $(DATA) | $(INSTALLED)
 	$(FASTLSTM) prepare $(PREPARE) --out $(OUT)/corpus
+	touch $@
 
 # Shards -> a byte-level language model; a killed run goes on where it stopped.
-$(OUT)/run/trained: $(OUT)/corpus/manifest.json
+$(OUT)/run/trained: $(OUT)/corpus/manifest.json fastlstm/recipes/demo.toml
 	$(FASTLSTM) train demo --data $(OUT)/corpus --out $(OUT)/run
 	touch $@
 
 # Held-out reviews with their sentiment and part-of-speech tags.
 $(OUT)/text/manifest.json: $(OUT)/corpus/manifest.json
 	$(PROBES) label reviews $(OUT)/corpus --documents 4000 --tags $(TAGS) --out $(OUT)/text
+	touch $@
 
 # Cell states into Zarr: the last state of every review, and every state of some reviews; trained and untrained.
 $(OUT)/last.done: $(OUT)/run/trained $(OUT)/text/manifest.json

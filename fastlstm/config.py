@@ -47,6 +47,8 @@ def _read_recipe(recipe: str | Path) -> dict[str, Any]:
             raise InputError(f"recipe {str(recipe)!r}: expected a .toml file or one of {', '.join(recipe_names())}")
     except FileNotFoundError as error:
         raise InputError(f"recipe {path}: no such file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"recipe {path}: not UTF-8 at byte {error.start}") from error
     try:
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

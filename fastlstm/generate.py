@@ -17,8 +17,10 @@ def sample(model: ByteLM, prime: bytes, length: int, *, temperature: float = 1.0
     """
     if not prime:
         raise InputError("prime: expected at least one byte, got none")
-    if temperature < 0:
-        raise InputError(f"temperature: expected >= 0, got {temperature}")
+    if not 0 <= temperature < float("inf"):
+        raise InputError(f"temperature: expected a number >= 0, got {temperature}")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed: expected 0 to 2^63 - 1, got {seed}")
     if length < 1:
         raise InputError(f"length: expected >= 1 byte, got {length}")
     device = model.head.weight.device
@@ -31,7 +33,7 @@ def sample(model: ByteLM, prime: bytes, length: int, *, temperature: float = 1.0
         if temperature == 0:
             byte = last.argmax().view(1)
         else:
-            byte = torch.multinomial((last / temperature).softmax(0), 1, generator=generator)
+            byte = torch.multinomial(((last - last.max()) / temperature).softmax(0), 1, generator=generator)
         drawn.append(int(byte.item()))
         if len(drawn) < length:
             logits, state = model(byte.to(torch.uint8).view(1, 1), state)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from fastlstm.config import config_from_dict, config_to_dict
 from fastlstm.errors import InputError
+from fastlstm.files import sync_folder, write_whole
 from fastlstm.lstm import State
 from fastlstm.model import ByteLM
 from fastlstm.training.config import ModelConfig, TrainConfig
@@ -30,6 +30,7 @@ from fastlstm.version import __version__
 
 FORMAT_VERSION = 1
 _STEP_FOLDER = "step-"
+_HEADER_KEYS = {"format_version", "step", "weights_sha256", "training_sha256", "corpus_sha256", "config"}
 
 
 @dataclass(frozen=True)
@@ -61,21 +62,6 @@ def _weights(model: ByteLM) -> bytes:
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()})
 
 
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def save_checkpoint(run: Path, model: ByteLM, training: TrainingState, *, keep: int) -> Path:
     """Write ``run/checkpoints/step-N`` (complete or not at all) and remove all but the newest ``keep``."""
     folder = run / "checkpoints" / f"{_STEP_FOLDER}{training.step:08d}"
@@ -87,20 +73,22 @@ def save_checkpoint(run: Path, model: ByteLM, training: TrainingState, *, keep: 
     weights = _weights(model)
     tensors = {f"optimizer.{name}": tensor for name, tensor in training.optimizer.items()}
     tensors |= {"state.h": training.state[0], "state.c": training.state[1]}
+    training_state = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
     header = {
         "format_version": FORMAT_VERSION,
         "fastlstm": __version__,
         "step": training.step,
         "weights_sha256": hashlib.sha256(weights).hexdigest(),
+        "training_sha256": hashlib.sha256(training_state).hexdigest(),
         "corpus_sha256": training.corpus_sha256,
         "config": config_to_dict(training.config),
     }
-    _write(partial / "weights.safetensors", weights)
-    _write(partial / "training.safetensors", save({name: t.cpu().contiguous() for name, t in tensors.items()}))
-    _write(partial / "checkpoint.json", (json.dumps(header, indent=2) + "\n").encode())
-    _sync_folder(partial)
+    write_whole(partial / "weights.safetensors", weights)
+    write_whole(partial / "training.safetensors", training_state)
+    write_whole(partial / "checkpoint.json", (json.dumps(header, indent=2) + "\n").encode())
+    sync_folder(partial)
     partial.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder
@@ -128,22 +116,28 @@ def _header(folder: Path) -> tuple[dict[str, Any], TrainConfig]:
         header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable checkpoint header: {error}") from error
+    if not isinstance(header, dict) or not header.keys() >= _HEADER_KEYS:
+        raise InputError(f"{path}: not a checkpoint header: expected the keys {', '.join(sorted(_HEADER_KEYS))}")
     if header.get("format_version") != FORMAT_VERSION:
         raise InputError(f"{path}: expected checkpoint format {FORMAT_VERSION}, got {header.get('format_version')}")
     return header, config_from_dict(TrainConfig, header["config"])
 
 
-def _load_tensors(path: Path) -> dict[str, Tensor]:
+def _load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
-        return load_file(path)
+        data = path.read_bytes()
+        tensors = load(data)
     except (OSError, SafetensorError) as error:
         raise InputError(f"{path}: damaged or missing: {error}") from error
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise InputError(f"{path}: sha256 differs from the one in checkpoint.json: the file is damaged")
+    return tensors
 
 
 def load_weights(model: ByteLM, folder: Path) -> None:
     """Load the weights of checkpoint ``folder`` into ``model``, checking shapes and hash."""
     path = folder / "weights.safetensors"
-    tensors = _load_tensors(path)
+    tensors = _load_tensors(path, _header(folder)[0]["weights_sha256"])
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if wanted != found:
@@ -153,8 +147,6 @@ def load_weights(model: ByteLM, folder: Path) -> None:
             f"got {found.get(name)}"
         )
     model.load_state_dict(tensors)
-    if hashlib.sha256(path.read_bytes()).hexdigest() != _header(folder)[0]["weights_sha256"]:
-        raise InputError(f"{path}: sha256 differs from the one in checkpoint.json: the file is damaged")
 
 
 def load_model(path: str | Path, *, untrained: bool = False) -> tuple[ByteLM, ModelInfo]:
@@ -177,7 +169,7 @@ def load_model(path: str | Path, *, untrained: bool = False) -> tuple[ByteLM, Mo
 def load_training(folder: Path) -> TrainingState:
     """What the loop needs besides the weights to go on from checkpoint ``folder``."""
     header, config = _header(folder)
-    tensors = _load_tensors(folder / "training.safetensors")
+    tensors = _load_tensors(folder / "training.safetensors", header["training_sha256"])
     prefix = "optimizer."
     return TrainingState(
         step=header["step"],

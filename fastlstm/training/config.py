@@ -74,12 +74,16 @@ class TrainConfig:
             "run.keep_checkpoints": self.run.keep_checkpoints,
         }
         for name, value in positive.items():
-            if value <= 0:
+            if not 0 < value < float("inf"):
                 raise InputError(f"{name}: expected a positive number, got {value}")
+        if self.model.hidden_size > 65_536:
+            raise InputError(f"model.hidden_size: expected at most 65536, got {self.model.hidden_size}")
+        if not 0 <= self.model.seed < 2**63:
+            raise InputError(f"model.seed: expected 0 to 2^63 - 1, got {self.model.seed}")
         if self.optimizer.steps is not None and self.optimizer.steps < 1:
             raise InputError(f"optimizer.steps: expected a positive number or none, got {self.optimizer.steps}")
         for name in ("warmup_steps", "weight_decay"):
-            if getattr(self.optimizer, name) < 0:
+            if not 0 <= getattr(self.optimizer, name) < float("inf"):
                 raise InputError(f"optimizer.{name}: expected >= 0, got {getattr(self.optimizer, name)}")
 
 

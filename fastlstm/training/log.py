@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from fastlstm.files import naming, write_whole
+
 
 class RunLog:
     """Appends events; on resuming at ``step``, events of later steps are dropped, since they will happen again."""
@@ -21,20 +23,18 @@ class RunLog:
 
     def _drop_after(self, step: int) -> None:
         kept = []
-        for line in self._path.read_text(encoding="utf-8").splitlines():
+        for line in self._path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except (json.JSONDecodeError, KeyError, TypeError):
                 break  # the line that a kill cut in two
-            if event["step"] <= step:
-                kept.append(line + "\n")
-        beside = self._path.with_suffix(".partial")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self._path)
+        write_whole(self._path, "".join(kept).encode())
 
     def __call__(self, event: str, step: int, **values: Any) -> None:
-        self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
-        self._file.flush()
+        with naming(self._path):
+            self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for name, value in values.items():
                 if isinstance(value, int | float):

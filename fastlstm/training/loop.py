@@ -24,6 +24,7 @@ from fastlstm.config import config_to_dict
 from fastlstm.corpus.batches import Schedule, TrainReader
 from fastlstm.corpus.shards import Corpus, Shard
 from fastlstm.errors import InputError
+from fastlstm.files import only_writer, write_whole
 from fastlstm.lstm import State
 from fastlstm.model import next_byte_loss
 from fastlstm.training.checkpoint import (
@@ -59,7 +60,11 @@ def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool
     the same machine and number of threads). Raises ``InputError`` when the folder belongs to another configuration
     or corpus.
     """
-    corpus = Corpus(corpus_folder)
+    with only_writer(run):
+        return _train(config, Corpus(corpus_folder), run, progress)
+
+
+def _train(config: TrainConfig, corpus: Corpus, run: Path, progress: bool) -> TrainSummary:
     device = choose_device(config.run.device)
     data = config.data
     schedule = Schedule.of(
@@ -94,6 +99,8 @@ def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool
         state = resumed.state[0].to(device), resumed.state[1].to(device)
         step = resumed.step
 
+    if step == steps:
+        return TrainSummary(step, 0, 0.0, None, found[-1])
     run.mkdir(parents=True, exist_ok=True)
     _write_config(run, config)
     started = time.monotonic()
@@ -101,7 +108,7 @@ def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool
     bytes_per_step = data.batch_size * data.window
     meter = _Meter(device)
     last_valid: float | None = None
-    checkpoint = found[-1] if found else run
+    checkpoint = run
     bar = tqdm(
         total=steps * bytes_per_step,
         initial=step * bytes_per_step,
@@ -139,9 +146,9 @@ def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool
             last = step == steps
             if step % config.run.log_every == 0 or last:
                 values = meter.take(bytes_per_step)
+                _check_finite(model, step, run)
                 log("train", step, bytes=step * bytes_per_step, learning_rate=rate, **values)
                 bar.set_postfix_str(f"{values['loss']:.3f} bits/byte", refresh=False)
-                _check_finite(values["loss"], step)
             if valid is not None and (step % config.run.validate_every == 0 or last):
                 with meter.paused():
                     result = evaluate(
@@ -151,12 +158,12 @@ def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool
                 log("valid", step, loss=result.loss, accuracy=result.accuracy, bytes=result.bytes)
             if step % config.run.checkpoint_every == 0 or last:
                 with meter.paused():
+                    _check_finite(model, step, run)
                     training = TrainingState(step, corpus.sha256, config, state, optimizer_tensors(optimizer, model))
                     checkpoint = save_checkpoint(run, model, training, keep=config.run.keep_checkpoints)
                 log("checkpoint", step, path=checkpoint.name)
         seconds = time.monotonic() - started
-        if step > first_step:
-            log("end", step, seconds=seconds)
+        log("end", step, seconds=seconds)
     return TrainSummary(step, (step - first_step) * bytes_per_step, seconds, last_valid, checkpoint)
 
 
@@ -234,14 +241,15 @@ def _check_same_run(run: Path, resumed: TrainingState, config: TrainConfig, corp
                 )
 
 
-def _check_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise InputError(
-            f"training diverged: loss is {loss} at step {step}; lower optimizer.learning_rate or optimizer.clip"
-        )
+def _check_finite(model: torch.nn.Module, step: int, run: Path) -> None:
+    """Before a checkpoint is written, so that a run that diverged keeps its good ones."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise InputError(
+                f"training diverged: {name} is not finite at step {step}; the checkpoints of {run} are from before. "
+                "Start in another folder with a lower optimizer.learning_rate or optimizer.clip"
+            )
 
 
 def _write_config(run: Path, config: TrainConfig) -> None:
-    beside = run / ".config.partial"
-    beside.write_text(json.dumps(config_to_dict(config), indent=2) + "\n", encoding="utf-8")
-    beside.replace(run / "config.json")
+    write_whole(run / "config.json", (json.dumps(config_to_dict(config), indent=2) + "\n").encode())

@@ -37,6 +37,8 @@ def test_the_default_is_the_seeds_recipe() -> None:
         ("model.hidden_size=true", "model.hidden_size: expected int, got True"),
         ("data.reset=never", "data.reset: expected one of shard, document, got 'never'"),
         ("data.batch_size=0", "data.batch_size: expected a positive number, got 0"),
+        ("optimizer.learning_rate=nan", "optimizer.learning_rate: expected a positive number, got nan"),
+        ("model.seed=-1", "model.seed: expected 0 to"),
         ("optimizer=3", "optimizer: expected a group of keys, got 3"),
         ("optimizer.steps=1.5", "optimizer.steps: expected int or none, got 1.5"),
         ("hidden_size", "override 'hidden_size': expected key=value"),

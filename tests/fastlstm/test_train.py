@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from fastlstm import ByteLM, InputError
 from fastlstm.config import load_config
 from fastlstm.corpus.shards import Corpus
+from fastlstm.files import only_writer
 from fastlstm.generate import sample
 from fastlstm.model import next_byte_loss
 from fastlstm.training.checkpoint import checkpoints, load_model
@@ -143,6 +144,38 @@ def test_damaged_checkpoints_are_named(corpus: Corpus, tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+def test_a_damaged_optimizer_state_is_named(corpus: Corpus, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small("optimizer.steps=10"), corpus.folder, run, progress=False)
+    path = checkpoints(run)[-1] / "training.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"training\.safetensors: sha256 differs"):
+        train(small("optimizer.steps=10"), corpus.folder, run, progress=False)
+
+
+def test_a_run_that_diverges_keeps_its_good_checkpoints(corpus: Corpus, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    hopeless = small("optimizer.learning_rate=3e38", "run.log_every=1000", "run.checkpoint_every=1")
+    with pytest.raises(InputError, match=r"training diverged: .* is not finite at step"):
+        train(hopeless, corpus.folder, run, progress=False)
+    for folder in checkpoints(run):
+        assert all(tensor.isfinite().all() for tensor in load_file(folder / "weights.safetensors").values())
+
+
+def test_one_process_a_run(corpus: Corpus, tmp_path: Path) -> None:
+    with only_writer(tmp_path / "run"), pytest.raises(InputError, match="another process is writing it"):
+        train(small("optimizer.steps=10"), corpus.folder, tmp_path / "run", progress=False)
+
+
+def test_a_finished_run_is_left_alone(corpus: Corpus, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(small("optimizer.steps=10"), corpus.folder, run, progress=False)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert train(small("optimizer.steps=10"), corpus.folder, run, progress=False).bytes == 0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_shard_with_a_wrong_hash_stops_training(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", {"train": random_text(20, 30)})
     path = next(corpus.folder.glob("train-*.bytes"))
@@ -180,6 +213,17 @@ def test_temperature_zero_takes_the_most_probable_byte() -> None:
     with torch.no_grad():
         logits, _ = model(torch.frombuffer(bytearray(b"abcd" + drawn[:-1]), dtype=torch.uint8)[:, None])
     assert drawn == bytes(logits[3:, 0].argmax(1).tolist())
+
+
+@pytest.mark.parametrize("temperature", [float("nan"), -1.0, float("inf")])
+def test_a_wrong_temperature_is_named(temperature: float) -> None:
+    with pytest.raises(InputError, match="temperature: expected a number >= 0"):
+        sample(ByteLM(4), b"a", 1, temperature=temperature)
+
+
+def test_a_tiny_temperature_is_the_most_probable_byte() -> None:
+    model = ByteLM(16, seed=1)
+    assert sample(model, b"abc", 5, temperature=1e-40) == sample(model, b"abc", 5, temperature=0)
 
 
 @pytest.mark.parametrize(
