@@ -1,245 +1,266 @@
-"""One LSTM layer against torch.nn.LSTM in fp16 and bf16, contestants interleaved: rows of bench/results/lstm.csv.
+"""One LSTM layer against torch.nn.LSTM in fp16 and bf16 and against other kernels: rows of bench/results/lstm.csv.
 
-    python bench/lstm.py [--steps 128] [--rounds 5] [--shapes 2048x128 1024x128 ...]
+    python bench/lstm.py --warm 12 --budget 240        # the grid, what matters most first, for four minutes
+    python bench/lstm.py --shapes 2048x128x128         # H x B x T
+    python bench/lstm.py --rivals                      # TorchRL and FlashRNN as well, at two shapes
+    python bench/lstm.py --device cpu --shapes 512x16x32
 
-First every shape's kernels are held against float64, with the tests' tolerance; a shape that fails is not timed. A
-layer takes dense inputs of 256 features, as nn.LSTM does, and its input product is timed with it; `forward_infer` keeps
-every h_t alone, `forward_cells` every c_t too. `forward_backward` ends with the gradients of weights, biases and
-inputs.
+First the layer is held against float64 at every H and B, with the tests' tolerance and T = 5; one that fails is not
+timed. What is timed is a layer through its public module (see contestants.py): `forward_infer` keeps every h_t alone,
+`forward_cells` every c_t too, `forward_train` what the backward needs, `forward_backward` runs that as well. Times are
+the GPU's work alone (mode `queued`); for single steps the whole call too, in eager mode and as a CUDA graph. Rows are
+saved after every shape. Then `python bench/tables.py --write` renews README's table and the plot.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
-import datetime
-import statistics
-import subprocess
+import itertools
+import multiprocessing
 import sys
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-import triton
-from torch import Tensor
 
 ROOT = Path(__file__).parents[1]
-for folder in (ROOT, ROOT / "kernels", ROOT / "tests"):
-    sys.path.insert(0, str(folder))
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
-from fastlstm_kernels.backward import lstm_backward  # noqa: E402
-from fastlstm_kernels.forward import TritonForward, lstm_forward  # noqa: E402
-from fastlstm_kernels.gradients import weight_gradient  # noqa: E402
-from tolerance import assert_as_good_as  # noqa: E402
+from bench import rivals  # noqa: E402
+from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, gate, ours, torch_lstm  # noqa: E402
+from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
+from bench.timing import Budget, Call, captured, peak_memory, time_queued, time_whole  # noqa: E402
 
-INPUT_SIZE = 256
-# Clock cycles of waiting on the GPU (about 1 ms) while the host queues a turn's calls: what is timed is the GPU's work.
-BACKLOG = 2_000_000
-SHAPES = ("2048x128", "1024x128", "2048x512", "4096x128", "2048x16", "2048x1", "1024x16")
-COLUMNS = [
-    *("suite", "case", "contestant", "H", "B", "T", "dtype", "metric", "unit", "median", "p20", "p80", "n"),
-    *("gpu", "driver", "torch", "triton", "commit", "date"),
-]
-KEY = COLUMNS[:8]
+HIDDEN_SIZES = (2048, 1024, 4096, 512, 256)
+BATCH_SIZES = (128, 512, 16, 1, 64, 2048)
+STEPS = (128, 1, 512)
+BARS = ((2048, 128), (1024, 128), (2048, 512), (4096, 128))
+SMALL = (1, 16)
+BAR_SHARE = 4  # how many times longer a size with a bar is timed
+# Bytes for each of T x B x H of the hungriest case: input product and its gradient, gates, their gradient, cells, h.
+BYTES_EACH = 40
 
 
-class Layer(NamedTuple):
-    """Parameters of one layer and its first state, on the GPU."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias: Tensor
-    h0: Tensor
-    c0: Tensor
+def say(line: str) -> None:
+    print(line, flush=True)
 
 
-def make_layer(H: int, B: int, dtype: torch.dtype, seed: int = 0) -> Layer:
-    generator = torch.Generator("cuda").manual_seed(seed)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, device="cuda", generator=generator)
-
-    return Layer(
-        (draw(4 * H, INPUT_SIZE) / INPUT_SIZE**0.5).to(dtype),
-        (draw(4 * H, H) / H**0.5).to(dtype),
-        draw(4 * H).to(dtype),
-        draw(B, H).to(dtype),
-        draw(B, H),
-    )
+def has_bar(shape: Shape) -> bool:
+    """Whether this is one of the sizes that the layer is judged by."""
+    return shape.T == 128 and (shape.H, shape.B) in BARS
 
 
-def naive(layer: Layer, inputs: Tensor, dtype: torch.dtype, dh: Tensor, dc: Tensor) -> dict[str, Tensor]:
-    """Every h_t and c_t, and gradients, by autograd through the plain formulas, all in ``dtype``."""
-    z_in, weight, h0, c0 = (
-        tensor.to(dtype).requires_grad_() for tensor in (inputs, layer.weight_hh, layer.h0, layer.c0)
-    )
-    h, c, hs, cs = h0, c0, [], []
-    for x in z_in:
-        i, f, g, o = (x + h @ weight.t()).chunk(4, 1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * c.tanh()
-        hs.append(h)
-        cs.append(c)
-    every_h, every_c = torch.stack(hs), torch.stack(cs)
-    loss = (every_h * dh.to(dtype)).sum() + (every_c * dc.to(dtype)).sum()
-    d_gates, dh0, dc0 = torch.autograd.grad(loss, (z_in, h0, c0))
-    return {"h": every_h.detach(), "c": every_c.detach(), "d_gates": d_gates, "dh0": dh0, "dc0": dc0}
+def importance(shape: Shape) -> tuple[int, ...]:
+    """Sorts the grid: sizes with a bar, then single sequences and small batches, then the rest, T = 512 last."""
+    H, B, T = shape
+    bar = BARS.index((H, B)) if (H, B) in BARS else len(BARS)
+    tier = 0 if has_bar(shape) else 1 if B in SMALL and T != 512 else 2
+    return tier, STEPS.index(T), bar, HIDDEN_SIZES.index(H), BATCH_SIZES.index(B)
 
 
-def gate(H: int, B: int, dtype: torch.dtype, T: int = 5) -> None:
-    """Raise AssertionError unless the kernels are as good as naive code at this shape."""
-    layer = make_layer(H, B, dtype, seed=1)
-    inputs = torch.randn(T, B, 4 * H, device="cuda").to(dtype)
-    dh, dc = torch.randn(T, B, H, device="cuda").to(dtype), torch.randn(T, B, H, device="cuda")
-    out = lstm_forward(inputs, layer.weight_hh, layer.h0, layer.c0, save_gates=True, cells_dtype=torch.float32)
-    assert out.cells is not None
-    assert out.gates is not None
-    back = lstm_backward(dh, dc, out.gates, out.cells, layer.c0, layer.weight_hh)
-    got = {"h": out.h, "c": out.cells} | back._asdict()
-    truth = naive(layer, inputs, torch.float64, dh, dc)
-    plain = naive(layer, inputs, dtype, dh, dc)
-    for name, tensor in got.items():
-        assert_as_good_as(f"{name} at H={H} B={B}", tensor, plain[name], truth[name])
+def grid() -> list[Shape]:
+    """Every size of the suite, the most important first."""
+    return sorted(itertools.starmap(Shape, itertools.product(HIDDEN_SIZES, BATCH_SIZES, STEPS)), key=importance)
 
 
-def triton_calls(T: int, B: int, H: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    layer = make_layer(H, B, dtype)
-    x = torch.randn(T, B, INPUT_SIZE, device="cuda").to(dtype)
-    dy = torch.randn(T, B, H, device="cuda").to(dtype)
-
-    def forward(**options: Any) -> TritonForward:
-        inputs = torch.nn.functional.linear(x, layer.weight_ih, layer.bias)
-        return lstm_forward(inputs, layer.weight_hh, layer.h0, layer.c0, **options)
-
-    def forward_backward() -> object:
-        out = forward(save_gates=True, cells_dtype=torch.float32)
-        assert out.gates is not None
-        assert out.cells is not None
-        d_gates = lstm_backward(dy, None, out.gates, out.cells, layer.c0, layer.weight_hh).d_gates
-        rows = d_gates.flatten(0, 1)
-        d_weight_hh = weight_gradient(d_gates, out.h, layer.h0)
-        return d_weight_hh, rows.t() @ x.flatten(0, 1), rows @ layer.weight_ih, rows.sum(0)
-
-    return {
-        "forward_infer": forward,
-        "forward_cells": lambda: forward(cells_dtype=torch.float32),
-        "forward_train": lambda: forward(save_gates=True, cells_dtype=torch.float32),
-        "forward_backward": forward_backward,
-    }
+def parse_shape(text: str) -> Shape:
+    numbers = text.split("x")
+    if len(numbers) != 3 or not all(number.isdecimal() and int(number) > 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected HxBxT, three positive numbers, got {text!r}")
+    return Shape(*map(int, numbers))
 
 
-def nn_calls(T: int, B: int, H: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
-    lstm = torch.nn.LSTM(INPUT_SIZE, H, device="cuda", dtype=dtype)
-    lstm.flatten_parameters()
-    x = torch.randn(T, B, INPUT_SIZE, device="cuda", dtype=dtype, requires_grad=True)
-    dy = torch.randn(T, B, H, device="cuda", dtype=dtype)
-    wanted = [x, *lstm.parameters()]
-
-    def forward() -> object:
-        with torch.no_grad():
-            return lstm(x)
-
-    return {
-        "forward_infer": forward,
-        "forward_train": lambda: lstm(x),
-        "forward_backward": lambda: torch.autograd.grad(lstm(x)[0], wanted, dy),
-    }
+def bytes_needed(shape: Shape) -> int:
+    """About what the hungriest case allocates: what grows with T, and a handful of copies of the weights."""
+    return BYTES_EACH * shape.T * shape.B * shape.H + 64 * shape.H * (shape.H + 256)
 
 
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int, repeats: int = 4) -> dict[str, list[float]]:
-    """Milliseconds of each call, measured in turns so that clocks and neighbours meet all of them alike."""
-    for call in calls.values():
-        call()
-        call()
-    torch.cuda.synchronize()
-    events = [torch.cuda.Event(enable_timing=True) for _ in range(2 * rounds * repeats * len(calls))]
-    spans: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
-    for _ in range(rounds):
+def affordable(shapes: Sequence[Shape], limit: float) -> Iterator[Shape]:
+    """The shapes that need less than ``limit`` bytes; the others are named."""
+    for shape in shapes:
+        if bytes_needed(shape) <= limit:
+            yield shape
+        else:
+            say(f"{shape}: left out, needs about {bytes_needed(shape) / 2**30:.1f} GiB of {limit / 2**30:.1f}")
+
+
+def entrants(options: argparse.Namespace, shape: Shape) -> list[Contestant]:
+    """Our layer, with each kind of input, and nn.LSTM, in every dtype asked for."""
+    data = {dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in {*options.dtypes, *options.baselines}}
+    layers = [
+        ours(shape, dtype, options.device, data[dtype], backend=options.backend, ids=kind == "ids")
+        for dtype, kind in itertools.product(options.dtypes, options.inputs)
+    ]
+    return layers + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
+
+
+def measure(shape: Shape, contestants: Sequence[Contestant], options: argparse.Namespace) -> list[Row]:
+    """Rows of one shape: times a step, and on a GPU the peak memory and, for T = 1, whole calls."""
+    size = {"suite": "lstm", "H": shape.H, "B": shape.B, "T": shape.T}
+    by_name = {str(contestant): contestant for contestant in contestants}
+    rows: list[Row] = []
+
+    def add(case: str, mode: str, times: Mapping[str, list[float]]) -> None:
+        for name, milliseconds in times.items():
+            steps = quantiles([1e3 * call / shape.T for call in milliseconds])
+            about = by_name[name].columns(case) | {"metric": "time_per_step", "unit": "us", "mode": mode}
+            rows.append(complete(size | about | steps))
+
+    for case in options.cases:
+        calls = {name: one.calls[case] for name, one in by_name.items() if case in one.calls}
+        seconds = options.seconds * len(calls) * (BAR_SHARE if has_bar(shape) else 1)
+        if options.device == "cpu":
+            add(case, "eager", time_whole(calls, seconds, lambda: None))
+            continue
+        add(case, "queued", time_queued(calls, seconds))
         for name, call in calls.items():
-            torch.cuda._sleep(BACKLOG)
-            for _ in range(repeats):
-                start, end = events.pop(), events.pop()
-                start.record()
-                call()
-                end.record()
-                spans[name].append((start, end))
-        torch.cuda.synchronize()
-    return {name: [start.elapsed_time(end) for start, end in pairs] for name, pairs in spans.items()}
-
-
-def measure(T: int, B: int, H: int, rounds: int) -> list[dict[str, object]]:
-    """Rows of one shape: time per step of every case and contestant."""
-    contestants = {
-        ("fastlstm-triton", "bf16"): triton_calls(T, B, H, torch.bfloat16),
-        ("nn.LSTM", "fp16"): nn_calls(T, B, H, torch.float16),
-        ("nn.LSTM", "bf16"): nn_calls(T, B, H, torch.bfloat16),
-    }
-    rows: list[dict[str, object]] = []
-    for case in ("forward_infer", "forward_cells", "forward_train", "forward_backward"):
-        calls = {"/".join(who): calls[case] for who, calls in contestants.items() if case in calls}
-        for who, times in interleaved(calls, rounds).items():
-            contestant, dtype = who.split("/")
-            steps = sorted(1e3 * time / T for time in times)
-            p20, p80 = (steps[round(q * (len(steps) - 1))] for q in (0.2, 0.8))
-            row: dict[str, object] = {"suite": "lstm", "case": case, "contestant": contestant, "H": H, "B": B, "T": T}
-            row |= {"dtype": dtype, "metric": "time_per_step", "unit": "us"}
-            row |= {"median": f"{statistics.median(steps):.3f}", "p20": f"{p20:.3f}", "p80": f"{p80:.3f}"}
-            rows.append(row | {"n": len(steps)})
+            about = by_name[name].columns(case) | {"metric": "peak_memory", "unit": "MiB"}
+            rows.append(complete(size | about | quantiles([peak_memory(call)])))
+        if shape.T == 1 and case == "forward_infer":
+            add(case, "eager", time_whole(calls, seconds, torch.cuda.synchronize))
+            add(case, "graph", time_whole(graphs(calls, shape), seconds, torch.cuda.synchronize))
     return rows
 
 
-def machine() -> dict[str, str]:
-    def said(*command: str) -> str:
+def graphs(calls: Mapping[str, Call], shape: Shape) -> dict[str, Call]:
+    """The calls as CUDA graphs; one that cannot be captured is named and left out."""
+    replays = {}
+    for name, call in calls.items():
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return ""
-
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "commit": said("git", "rev-parse", "--short", "HEAD"),
-        "date": datetime.date.today().isoformat(),
-    }
+            replays[name] = captured(call)
+        except RuntimeError as error:
+            say(f"{name} at {shape}: no CUDA graph, {rivals.first_line(error)}")
+    return replays
 
 
-def save(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    """Add rows to the CSV; a row replaces the old one of the same suite, case, contestant, shape, dtype and metric."""
-    kept: dict[tuple[str, ...], dict[str, object]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for old in csv.DictReader(file):
-                kept[tuple(old[name] for name in KEY)] = dict(old)
+def warm(job: tuple[Shape, str, str, str, tuple[str, ...]]) -> str:
+    """Compile the kernels of a shape into Triton's cache; what went wrong, or nothing."""
+    shape, dtype, device, backend, inputs = job
+    data = Data.draw(shape, DTYPES[dtype], device)
+    try:
+        for kind in inputs:
+            for call in ours(shape, dtype, device, data, backend=backend, ids=kind == "ids").calls.values():
+                call()
+    except Exception as error:  # it will fail again, and count, when it is checked
+        return f"{shape}: {rivals.first_line(error)}"
+    return ""
+
+
+def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
+    """Compile in several processes at once, since Triton takes seconds for a kernel; stops after --warm-seconds."""
+    sizes = dict.fromkeys((shape.H, shape.B) for shape in shapes)
+    jobs = [
+        (Shape(H, B, 2), dtype, options.device, options.backend, tuple(options.inputs))
+        for (H, B), dtype in itertools.product(sizes, options.dtypes)
+    ]
+    begin, done = time.monotonic(), 0
+    with multiprocessing.get_context("spawn").Pool(min(options.warm, len(jobs))) as pool:
+        results = pool.imap(warm, jobs)
+        for _ in jobs:
+            try:
+                problem = results.next(max(0.0, begin + options.warm_seconds - time.monotonic()))
+            except multiprocessing.TimeoutError:
+                break
+            done += 1
+            if problem:
+                say(f"compiling ahead: {problem}")
+    say(f"compiled ahead: {done} of {len(jobs)} sizes in {time.monotonic() - begin:.0f} s")
+
+
+def wrong(options: argparse.Namespace, shape: Shape) -> str:
+    """What is wrong with our layer at this H and B; nothing if it is right."""
+    for dtype, kind in itertools.product(options.dtypes, options.inputs):
+        try:
+            gate(shape, dtype, options.device, backend=options.backend, ids=kind == "ids")
+        except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
+            return f"{kind} input, {rivals.first_line(error)}"
+    return ""
+
+
+def run(options: argparse.Namespace, shape: Shape, failed: rivals.Failures) -> list[Row]:
+    """Rows of one shape, the rivals' too; running out of memory is said and gives none."""
+    try:
+        contestants = entrants(options, shape)
+        if options.rivals:
+            data = Data.draw(shape, torch.bfloat16, options.device)
+            contestants += rivals.usable(shape, options.device, data, options.cases, failed, options.rival_seconds)
+        return measure(shape, contestants, options)
+    except torch.cuda.OutOfMemoryError as error:
+        say(f"{shape}: left out, {rivals.first_line(error)}")
+        return []
+
+
+def report(rows: Sequence[Row]) -> None:
     for row in rows:
-        kept[tuple(str(row[name]) for name in KEY)] = row
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".csv.new")
-    with beside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(kept.values())
-    beside.replace(path)
+        if row["metric"] == "time_per_step":
+            names = ("case", "contestant", "dtype", "input", "mode", "H", "B", "T", "median", "unit")
+            say(" ".join(row[name] for name in names))
 
 
-def main() -> None:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--shapes", nargs="+", default=SHAPES, metavar="HxB")
-    parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "lstm.csv")
-    options = parser.parse_args()
-    about = machine()
-    for shape in options.shapes:
-        H, B = map(int, shape.split("x"))
-        gate(H, B, torch.bfloat16)
-        rows = measure(options.steps, B, H, options.rounds)
+    parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="HxBxT", help="default: the whole grid")
+    parser.add_argument("--steps", nargs="+", type=int, metavar="T", help="of the shapes, these T only")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--inputs", nargs="+", choices=("dense", "ids"), default=("dense", "ids"), help="of our layer")
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of our layer; default: bf16, on a CPU fp32")
+    parser.add_argument("--backend", choices=("triton", "torch"), help="of our layer; default: triton, on a CPU torch")
+    parser.add_argument("--rivals", action="store_true", help="TorchRL and FlashRNN too, by default at two shapes")
+    parser.add_argument("--rival-seconds", type=float, default=120.0, help="how long a rival may take to build and run")
+    parser.add_argument("--rival-logs", type=Path, default=ROOT / "out" / "rivals", help="what their builds say")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--budget", type=float, default=float("inf"), metavar="SECONDS", help="for the whole run")
+    parser.add_argument("--seconds", type=float, default=0.08, help="of timing a contestant and case; a bar's, 4 times")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="default: 4/5 of the GPU's, on a CPU 2")
+    parser.add_argument("--warm", type=int, default=0, metavar="N", help="compile in N processes before anything else")
+    parser.add_argument("--warm-seconds", type=float, default=90.0, help="how long that may take at most")
+    parser.add_argument("--commit", help="for the results; default: what git says")
+    parser.add_argument("--out", type=Path, default=RESULTS / "lstm.csv")
+    options = parser.parse_args(arguments)
+    on_gpu = options.device == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        parser.error("there is no GPU here; --device cpu measures the layer on the CPU")
+    if options.rivals and not on_gpu:
+        parser.error("--rivals: they need a GPU")
+    options.dtypes = options.dtypes or (["bf16"] if on_gpu else ["fp32"])
+    options.baselines = ["fp16", "bf16"] if on_gpu else ["fp32"]
+    options.backend = options.backend or ("triton" if on_gpu else "torch")
+    options.shapes = options.shapes or (list(rivals.SHAPES) if options.rivals else grid())
+    if options.steps:
+        options.shapes = [shape for shape in options.shapes if shape.T in options.steps]
+    total = torch.cuda.get_device_properties(0).total_memory * 0.8 if on_gpu else 2 * 2**30
+    options.memory = options.memory * 2**30 if options.memory else total
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    budget, about = Budget(options.budget), machine(options.device, options.commit)
+    shapes = list(affordable(options.shapes, options.memory))
+    if options.warm and shapes:
+        warm_up(options, shapes)
+    failed: rivals.Failures = {}
+    if options.rivals:
+        failed = rivals.try_all(shapes, options.cases, options.rival_seconds, options.rival_logs)
+    verdicts: dict[tuple[int, int], str] = {}
+    for shape in budget.fitting(shapes):
+        size = (shape.H, shape.B)
+        if size not in verdicts:
+            verdicts[size] = wrong(options, shape)
+        if verdicts[size]:
+            say(f"{shape}: NOT TIMED, {verdicts[size]}")
+            continue
+        rows = run(options, shape, failed)
         save(options.out, (row | about for row in rows))
-        for row in rows:
-            print(*(row[name] for name in ("case", "contestant", "dtype", "H", "B", "T", "median", "unit")), flush=True)
+        report(rows)
+    for (name, shape, case), reason in failed.items():
+        say(f"{name} {case} at {shape}: {reason}")
+    save(options.out, (row | about for row in rivals.without_number(failed)))
+    if budget.left_out:
+        say(f"the budget ended before {len(budget.left_out)} of {len(shapes)} shapes, first {budget.left_out[0]}")
+    return 1 if any(verdicts.values()) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

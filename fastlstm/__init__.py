@@ -7,13 +7,17 @@ from fastlstm.errors import InputError
 from fastlstm.version import __version__
 
 if TYPE_CHECKING:
-    from fastlstm.lstm import LSTM
+    from fastlstm.lstm import LSTM, explain
     from fastlstm.model import ByteLM
 
-__all__ = ["LSTM", "ByteLM", "InputError", "__version__"]
+__all__ = ["LSTM", "ByteLM", "InputError", "__version__", "explain"]
 
 # Imported when first used, so that `fastlstm --help` and the workers of `prepare` do not wait for torch.
-_MODULES = {"LSTM": "fastlstm.lstm", "ByteLM": "fastlstm.model"}
+_MODULES = {
+    "LSTM": "fastlstm.lstm",
+    "explain": "fastlstm.lstm",
+    "ByteLM": "fastlstm.model",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from fastlstm.errors import InputError
+from fastlstm.files import write_whole
 from fastlstm.version import __version__
 
 # Heavy modules are imported inside the commands, so that --help and a typing error answer at once.
@@ -28,10 +29,13 @@ class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFo
 def run_command(program: str, arguments: argparse.Namespace) -> int:
     """Run ``arguments.command``; a user's mistake becomes one line on stderr and status 2, an interrupt status 130.
 
-    Warnings are printed as one line each, after the command.
+    Warnings of the user's concern are one line on stderr too, at once.
     """
-    with warnings.catch_warnings(record=True) as caught:
+    with warnings.catch_warnings():
         warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = lambda message, *_, **__: print(
+            f"{program}: warning: {' '.join(str(message).split())}", file=sys.stderr
+        )
         try:
             arguments.command(arguments)
         except (InputError, OSError) as error:
@@ -40,14 +44,12 @@ def run_command(program: str, arguments: argparse.Namespace) -> int:
         except ModuleNotFoundError as error:
             if error.name is None or error.name.startswith("fastlstm"):
                 raise
-            print(f"{program}: error: needs {error.name}: pip install 'fastlstm[probes]'", file=sys.stderr)
+            extra = "probes" if program.endswith("probes") else "data"
+            print(f"{program}: error: needs {error.name}: pip install 'fastlstm[{extra}]'", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
-            print(f"{program}: interrupted; the same command goes on where it stopped", file=sys.stderr)
+            print(f"{program}: interrupted", file=sys.stderr)
             return 130
-        finally:
-            for warning in caught:
-                print(f"{program}: warning: {' '.join(str(warning.message).split())}", file=sys.stderr)
     return 0
 
 
@@ -59,7 +61,12 @@ def _one_line(error: Exception) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
-    arguments = parser.parse_args(argv)
+    arguments, rest = parser.parse_known_args(argv)
+    # argparse takes positional arguments in one place only; key=value may stand anywhere after the recipe.
+    if rest and not (hasattr(arguments, "overrides") and all("=" in word and word[0] != "-" for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
     return run_command(parser.prog, arguments)
 
 
@@ -133,7 +140,7 @@ def _add_prepare(commands: _Commands) -> None:
         _prepare_grammar,
         "synthetic reviews from a small grammar, with sentiment and part-of-speech tags known exactly",
     )
-    grammar.add_argument("--reviews", type=int, default=40_000, help="reviews to write (about 190 bytes each)")
+    grammar.add_argument("--reviews", type=int, default=40_000, help="reviews to write (about 145 bytes each)")
     grammar.add_argument("--seed", type=int, default=0, help="the same seed writes the same reviews")
     grammar.add_argument("--reviews-per-shard", type=int, default=80_000, help="reviews in one shard")
     grammar.add_argument("--valid-fraction", type=float, default=0.05, help="share of reviews for validation")
@@ -248,20 +255,27 @@ def _add_eval(commands: _Commands) -> None:
     parser.add_argument("checkpoint", type=Path, help="checkpoint or run folder")
     parser.add_argument("corpus", type=Path, help="corpus folder")
     parser.add_argument("--split", choices=("train", "valid", "test"), default="test", help="which split")
-    parser.add_argument("--batch-size", type=int, default=32, help="contiguous streams a shard is read as")
-    parser.add_argument("--reset", choices=("shard", "document"), default="shard", help="where the state is zeroed")
+    parser.add_argument("--batch-size", type=int, help="contiguous streams a shard is read as; default: as trained")
+    parser.add_argument(
+        "--reset", choices=("shard", "document"), help="where the state is zeroed; as trained if not given"
+    )
     _quiet(parser)
 
 
 def _eval(arguments: argparse.Namespace) -> None:
+    from fastlstm.config import config_from_dict
     from fastlstm.corpus.shards import Corpus
     from fastlstm.training.checkpoint import load_model
+    from fastlstm.training.config import TrainConfig
     from fastlstm.training.evaluate import evaluate
     from fastlstm.training.loop import choose_device
 
-    if arguments.batch_size < 1:
-        raise InputError(f"--batch-size: expected >= 1, got {arguments.batch_size}")
     model, info = load_model(arguments.checkpoint)
+    trained = config_from_dict(TrainConfig, info.config).data
+    batch_size = trained.batch_size if arguments.batch_size is None else arguments.batch_size
+    reset = arguments.reset or trained.reset
+    if batch_size < 1:
+        raise InputError(f"--batch-size: expected >= 1, got {batch_size}")
     model.to(choose_device("auto"))
     corpus = Corpus(arguments.corpus)
     entries = corpus.shards(arguments.split)
@@ -271,8 +285,8 @@ def _eval(arguments: argparse.Namespace) -> None:
         evaluate(
             model,
             corpus.open_shard(entry),
-            batch_size=arguments.batch_size,
-            reset=arguments.reset,
+            batch_size=batch_size,
+            reset=reset,
             progress=not arguments.quiet,
         )
         for entry in entries
@@ -282,7 +296,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     accuracy = sum(result.accuracy * result.bytes for result in results) / total
     print(
         f"{arguments.split}: {loss:.4f} bits per byte, accuracy {accuracy:.4f}, over {total:,} bytes "
-        f"in {len(entries)} shards (model {info.sha256[:12]}, step {info.step:,})"
+        f"in {len(entries)} shards (state zeroed at each {reset}; model {info.sha256[:12]}, step {info.step:,})"
     )
 
 
@@ -295,7 +309,7 @@ def _add_sample(commands: _Commands) -> None:
         "Every byte of the prime is read into the state. --out writes one JSON object a line, for the report.",
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint or run folder")
-    parser.add_argument("--prime", default="\n ", help=r"text to go on from; \n is a newline")
+    parser.add_argument("--prime", default=r"\n ", help=r"text to go on from; \n is a newline")
     parser.add_argument("--length", type=int, default=300, help="bytes to draw")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the most probable byte each time")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same text")
@@ -308,18 +322,22 @@ def _sample(arguments: argparse.Namespace) -> None:
     from fastlstm.training.checkpoint import load_model
     from fastlstm.training.loop import choose_device
 
+    if arguments.count < 1:
+        raise InputError(f"--count: expected >= 1, got {arguments.count}")
+    if arguments.out is not None and not arguments.out.absolute().parent.is_dir():
+        raise InputError(f"--out: no folder {arguments.out.absolute().parent}")
     model, info = load_model(arguments.checkpoint)
     model.to(choose_device("auto"))
-    prime = arguments.prime.replace("\\n", "\n")
+    prime = arguments.prime.replace("\\n", "\n").encode("utf-8", "surrogateescape")  # any bytes a shell can pass
     lines = []
     for seed in range(arguments.seed, arguments.seed + arguments.count):
-        drawn = sample(model, prime.encode(), arguments.length, temperature=arguments.temperature, seed=seed)
+        drawn = sample(model, prime, arguments.length, temperature=arguments.temperature, seed=seed)
         text = drawn.decode(errors="replace")
         if arguments.out is None:
-            print(prime + text)
+            print(prime.decode(errors="replace") + text)
         lines.append(
             {
-                "prime": prime,
+                "prime": prime.decode(errors="replace"),
                 "text": text,
                 "temperature": arguments.temperature,
                 "seed": seed,
@@ -327,9 +345,7 @@ def _sample(arguments: argparse.Namespace) -> None:
             }
         )
     if arguments.out is not None:
-        beside = arguments.out.with_name(f".{arguments.out.name}.partial")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        beside.replace(arguments.out)
+        write_whole(arguments.out, "".join(json.dumps(line) + "\n" for line in lines).encode())
         print(f"{arguments.out}: {len(lines)} samples of {arguments.length} bytes")
 
 
@@ -379,6 +395,9 @@ def _dump(arguments: argparse.Namespace) -> None:
         batch_size=arguments.batch_size,
         progress=not arguments.quiet,
     )
+    if summary.already_complete:
+        print(f"{arguments.out}: already complete, {summary.rows:,} rows")
+        return
     print(
         f"{arguments.out}: {summary.rows:,} rows of states from {summary.text_bytes:,} bytes of text "
         f"({summary.seconds:.1f} s)"

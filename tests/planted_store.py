@@ -49,6 +49,8 @@ def write_store(
     rows: str,
     units: Sequence[int] | None = None,
     untrained: bool = False,
+    hidden_size: int | None = None,
+    dtype: str = "float32",
 ) -> States:
     """Write `states` (N, U) of the bytes at `position` (N,) and open what was written."""
     offset, documents = planted.offset, planted.documents
@@ -81,7 +83,7 @@ def write_store(
         }
     attributes = StoreAttributes(
         format_version=1,
-        model=ModelAttributes("a" * 64, 0 if untrained else 1000, states.shape[1], untrained),
+        model=ModelAttributes("a" * 64, 0 if untrained else 1000, hidden_size or states.shape[1], untrained),
         text=TextAttributes(
             sha256="b" * 64,
             kind=planted.kind,
@@ -94,7 +96,7 @@ def write_store(
         rows=rows,
         units=None if units is None else shown,
         state="document",
-        dtype="float32",
+        dtype=dtype,
         batch_size=1,
         versions={"fastlstm": "0", "torch": "0", "zarr": "0"},
         complete=False,

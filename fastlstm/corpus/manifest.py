@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from fastlstm.errors import InputError
+from fastlstm.files import write_whole
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "valid", "test")
 MANIFEST = "manifest.json"
-PARTIAL = ".partial"  # ending of a file that is still being written
+UNFINISHED = "unfinished.json"  # what a run that has not finished was going to write, and the shards it has
 
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5,}}")
 _HASH_BLOCK = 1 << 20
@@ -50,7 +50,8 @@ class Manifest:
     kind: "reviews", "wikitext", "grammar", "sst", "treebank" or "lines". preprocessing: name and version
     of what was done to the text. label_meaning: such as "stars 1-5", None without labels. tagset: names
     of the `word_tag` values, None without words. synthetic: the text was generated. skipped: malformed
-    lines left out. settings: what else determines the content. splits: shards in order; an empty split is
+    lines left out. duplicates: documents left out because an earlier one has the same text. settings: what else
+    determines the content. splits: shards in order; an empty split is
     absent.
     """
 
@@ -62,6 +63,7 @@ class Manifest:
     synthetic: bool
     sources: tuple[Source, ...]
     skipped: int
+    duplicates: int
     settings: dict[str, Any]
     splits: dict[str, tuple[ShardEntry, ...]]
 
@@ -108,26 +110,6 @@ def sha256_of_file(path: Path, on_read: Callable[[int], object] | None = None) -
             if on_read is not None:
                 on_read(len(block))
     return digest.hexdigest()
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old content or all of the new, whenever the process dies."""
-    partial = path.with_name(path.name + PARTIAL)
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

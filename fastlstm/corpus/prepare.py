@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Never
+from typing import Any, NamedTuple, Never
 
 from tqdm import tqdm
 
 from fastlstm.corpus import grammar, reviews, wikitext
+from fastlstm.corpus.duplicates import SeenTexts
 from fastlstm.corpus.manifest import (
-    PARTIAL,
     SPLITS,
     Manifest,
     Source,
@@ -33,6 +33,7 @@ from fastlstm.corpus.sources import LineBlock, find_sources, line_blocks
 from fastlstm.corpus.splits import CountedSplits, Fractions, HashSplits, key_hash
 from fastlstm.corpus.writer import SKIPPED, CorpusWriter, Document
 from fastlstm.errors import InputError
+from fastlstm.files import PARTIAL, naming
 
 _log = logging.getLogger(__name__)
 
@@ -57,9 +58,12 @@ def prepare_reviews(
     """Reviews (layouts: `reviews.py`; plain, .gz or .zst; files and folders) to a corpus of kind "reviews".
 
     Labels are stars (1-5), or 0/1 where the lines have a class instead. Reviews of one product (or, without a
-    product, with one id) are in one split. Malformed lines are left out, at most `max_bad_lines` of them; records
-    whose text is empty are left out and not counted as malformed. limit: the first so many reviews only. workers:
-    processes, default all cores for more than 16 MiB of files; the result does not depend on it.
+    product, with one id) are in one split. A review whose text is that of an earlier one, byte for byte, is left out,
+    whatever its stars and its product, and counted in `Manifest.duplicates`: publishers list one review under many
+    products, and a text must not be in two splits. (Carvalho 2018 kept them all.) Malformed lines are left out, at
+    most `max_bad_lines` of them; records whose text is empty are left out and not counted as malformed. limit: the
+    first so many reviews that are kept. workers: processes, default all cores for more than 16 MiB of files; the
+    result does not depend on it. Memory: 16 bytes a review for the duplicates, and one open shard of each split.
 
     Raises InputError naming the file: no such file, a truncated or damaged archive, too many malformed lines, no
     review at all, stars and classes mixed; or naming the folder, if it holds another corpus.
@@ -69,22 +73,20 @@ def prepare_reviews(
     if limit is not None and limit < 1:
         raise InputError(f"limit: got {limit}, expected at least 1")
     fractions = Fractions(valid_fraction, test_fraction)
-    paths = find_sources(sources, reviews.ENDINGS)
+    paths = find_sources(sources, reviews.ENDINGS, out)
     small_files = sum(path.stat().st_size for path in paths) <= _SMALL_SOURCE_BYTES
     processes = worker_count(workers, small_files)
     small = small_files or (limit is not None and limit <= _SMALL_DOCUMENTS)
 
-    def read(description: str, keep: Callable[[Path, Review], None]) -> int:
+    def read(description: str, keep: Callable[[Path, Review], None]) -> _LeftOut:
         with _SkippedLog(out) as log:
             return _read_reviews(paths, processes, limit, max_bad_lines, description, progress, keep, log)
 
     found = _hash_sources(paths, progress)
-    meaning = _label_meaning(paths)
     with CorpusWriter(
         out,
         kind="reviews",
         preprocessing=reviews.PREPROCESSING,
-        label_meaning=meaning,
         settings={
             "sources_sha256": _identity(found),
             "valid_fraction": valid_fraction,
@@ -101,7 +103,11 @@ def prepare_reviews(
             read("counting", lambda path, review: counts.update((review.key,)))
             split_of = CountedSplits(counts, fractions)
 
+        meaning: str | None = None
+
         def keep(path: Path, review: Review) -> None:
+            nonlocal meaning
+            meaning = meaning or review.label_meaning
             if review.label_meaning not in (None, meaning):
                 raise InputError(
                     f"{path}, line {review.line}: the label is {review.label_meaning}, but the first labelled review "
@@ -109,8 +115,8 @@ def prepare_reviews(
                 )
             writer.add_arrays(split_of(review.key), id=review.id, text=review.text, label=review.label)
 
-        skipped = read("preparing", keep)
-        manifest = writer.finish(found, skipped)
+        left_out = read("preparing", keep)
+        manifest = writer.finish(found, left_out.malformed, left_out.duplicates, meaning)
     _warn_of_empty_splits(manifest, fractions)
     return manifest
 
@@ -131,7 +137,7 @@ def prepare_wikitext(
     the fractions. Raises InputError naming the file for text that is not UTF-8, a damaged archive, no paragraph.
     """
     fractions = Fractions(valid_fraction, test_fraction)
-    paths = find_sources(sources, wikitext.ENDINGS)
+    paths = find_sources(sources, wikitext.ENDINGS, out)
     own_splits = [wikitext.split_of_file(path) for path in paths]
     by_file = None not in own_splits and "train" in own_splits
     found = _hash_sources(paths, progress)
@@ -176,7 +182,7 @@ def prepare_grammar(
 ) -> Manifest:
     """Generated reviews (`grammar.py`) with sentiment labels 0/1 and Penn tags, kind "grammar", marked synthetic.
 
-    A review is about 190 bytes. Reviews 0 .. reviews - 1 of the seed; each is divided by hash of its id.
+    A review is about 145 bytes. Reviews 0 .. reviews - 1 of the seed; each is divided by hash of its id.
     """
     if reviews < 1:
         raise InputError(f"reviews: got {reviews}, expected at least 1")
@@ -239,6 +245,13 @@ def _add_block(writer: CorpusWriter, seed: int, block: grammar.GrammarBlock, spl
         )
 
 
+class _LeftOut(NamedTuple):
+    """How many lines of a pass are malformed, and how many reviews have the text of an earlier one."""
+
+    malformed: int
+    duplicates: int
+
+
 def _read_reviews(
     paths: Sequence[Path],
     processes: int,
@@ -248,9 +261,10 @@ def _read_reviews(
     progress: bool,
     keep: Callable[[Path, Review], None],
     log: _SkippedLog,
-) -> int:
-    """Pass every review to `keep` in order, every other line to the log; the number of malformed lines."""
-    kept = malformed = 0
+) -> _LeftOut:
+    """Pass every review with a new text to `keep` in order, every line without a review to the log."""
+    kept = malformed = duplicates = 0
+    seen = SeenTexts()
     with _bytes_bar(paths, description, progress) as bar:
 
         def blocks() -> Iterator[LineBlock]:
@@ -260,10 +274,13 @@ def _read_reviews(
         for path, lines in ordered_map(_parse, blocks(), processes):
             for line in lines:
                 if isinstance(line, Review):
+                    if not seen.first(line.digest):
+                        duplicates += 1
+                        continue
                     keep(path, line)
                     kept += 1
                     if kept == limit:
-                        return malformed
+                        return _LeftOut(malformed, duplicates)
                     continue
                 log.write(path, line)
                 malformed += line.malformed
@@ -272,7 +289,7 @@ def _read_reviews(
                         f"{path}, line {line.line}: {line.reason}; more than {max_bad_lines} malformed lines "
                         "(max_bad_lines)"
                     )
-            bar.set_postfix_str(f"{kept:,} reviews, {malformed} malformed", refresh=False)
+            bar.set_postfix_str(f"{kept:,} reviews, {duplicates:,} duplicates, {malformed} malformed", refresh=False)
     for path in paths:
         if path.stat().st_size == 0:
             log.write(path, SkippedLine(0, "empty file", malformed=False))
@@ -281,22 +298,11 @@ def _read_reviews(
         raise InputError(
             f"{paths[0] if len(paths) == 1 else f'{len(paths)} files'}: no review found ({malformed} malformed lines)"
         )
-    return malformed
+    return _LeftOut(malformed, duplicates)
 
 
 def _parse(block: LineBlock) -> tuple[Path, list[Review | SkippedLine]]:
     return block.path, reviews.parse_block(block)
-
-
-def _label_meaning(paths: Sequence[Path]) -> str | None:
-    """What the first label means, looked for in the first block of each file."""
-    for path in paths:
-        for block in line_blocks(path):
-            for line in reviews.parse_block(block):
-                if isinstance(line, Review) and line.label_meaning is not None:
-                    return line.label_meaning
-            break
-    return None
 
 
 def _bytes_bar(paths: Sequence[Path], description: str, progress: bool) -> tqdm[Never]:
@@ -336,12 +342,14 @@ class _SkippedLog:
 
     def write(self, path: Path, line: SkippedLine) -> None:
         entry = {"file": str(path), "line": line.line, "reason": line.reason, "malformed": line.malformed}
-        self._file.write(json.dumps(entry) + "\n")
+        with naming(self._path):
+            self._file.write(json.dumps(entry) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file.close()
+        with naming(self._path):
+            self._file.close()
         if self._partial.stat().st_size:
             self._partial.replace(self._path)
         else:

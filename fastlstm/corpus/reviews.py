@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastlstm.corpus.duplicates import text_digest
 from fastlstm.corpus.sources import LineBlock
 from fastlstm.corpus.splits import key_hash
 from fastlstm.corpus.writer import MAX_ID_BYTES
@@ -29,7 +30,7 @@ SENTIMENT = "sentiment 0/1"
 @dataclass(frozen=True, slots=True)
 class Review:
     """A review. text: preprocessed bytes; label_meaning: STARS, SENTIMENT, or None without a label; key:
-    hash of the product, or of the id where no product is known; line: where it stood."""
+    hash of the product, or of the id where no product is known; digest: of the text; line: where it stood."""
 
     line: int
     id: str
@@ -37,6 +38,7 @@ class Review:
     label: float | None
     label_meaning: str | None
     key: int
+    digest: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,7 @@ def _parsed(block: LineBlock) -> Iterator[Review | SkippedLine]:
         if not line or line.isspace():
             continue
         try:
-            yield _review(block.path.name, number, _record(line))
+            yield _review(number, _record(line))
         except _BadLineError as error:
             yield SkippedLine(number, str(error))
 
@@ -99,7 +101,7 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _review(file: str, line: int, record: dict[str, Any]) -> Review | SkippedLine:
+def _review(line: int, record: dict[str, Any]) -> Review | SkippedLine:
     text = record.get("reviewText", record.get("text"))
     label, label_meaning = _label(record)
     if text is None and label is not None:
@@ -116,8 +118,8 @@ def _review(file: str, line: int, record: dict[str, Any]) -> Review | SkippedLin
     if len(encoded) == len("\n \n"):
         return SkippedLine(line, "empty text", malformed=False)
     product = _name(record, "parent_asin", "asin", "product_id")
-    id = _id(record, product) or _digest(f"{file}\0{line}\0".encode() + encoded)
-    return Review(line, id, encoded, label, label_meaning, key_hash(product or id))
+    id = _id(record, product) or _digest(encoded)
+    return Review(line, id, encoded, label, label_meaning, key_hash(product or id), text_digest(encoded))
 
 
 def _label(record: dict[str, Any]) -> tuple[float | None, str | None]:

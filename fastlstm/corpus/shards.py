@@ -118,13 +118,15 @@ class Corpus:
                     id=shard.ids[d],
                     text=shard.bytes[start:stop].tobytes(),
                     label=None if np.isnan(label) else label,
-                    words=self._words(shard, start, stop),
+                    words=self.words(shard, d),
                 )
 
-    def _words(self, shard: Shard, start: int, stop: int) -> tuple[Word, ...] | None:
+    def words(self, shard: Shard, d: int) -> tuple[Word, ...] | None:
+        """The annotated words of a shard's document `d`, in bytes of its text; None if words are not annotated."""
         if shard.word_start is None or shard.word_end is None or shard.word_tag is None:
             return None
         tagset = self.manifest.tagset or ()
+        start, stop = int(shard.offset[d]), int(shard.offset[d + 1])
         first, last = np.searchsorted(shard.word_start, (start, stop)).tolist()
         return tuple(
             Word(s, e, tagset[tag])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import logging
+import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastlstm.corpus.manifest import MANIFEST, UNFINISHED
 from fastlstm.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 COMPRESSIONS = ("", ".gz", ".zst")
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -29,9 +34,9 @@ class LineBlock:
     data: bytes
 
 
-def find_sources(given: Sequence[Path], endings: Sequence[str]) -> list[Path]:
+def find_sources(given: Sequence[Path], endings: Sequence[str], out: Path) -> list[Path]:
     """The files to read: those named, and those with one of the endings inside folders named (recursive,
-    sorted).
+    sorted), but nothing in ``out`` and in corpora, finished or not.
 
     endings: such as ".jsonl"; each also with .gz or .zst after it. Raises InputError for a path that does not
     exist, a file with another ending, or a folder that holds no file with one of them.
@@ -41,9 +46,9 @@ def find_sources(given: Sequence[Path], endings: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for path in given:
         if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.name.lower().endswith(accepted) and p.is_file())
+            inside = sorted(p for p in _files_below(path, out) if p.name.lower().endswith(accepted) and p.is_file())
             if not inside:
-                raise InputError(f"{path}: no file in this folder ends in {expected}")
+                raise InputError(f"{path}: no file in this folder, outside corpora, ends in {expected}")
             found += inside
         elif not path.is_file():
             raise InputError(f"{path}: no such file or folder")
@@ -55,6 +60,19 @@ def find_sources(given: Sequence[Path], endings: Sequence[str]) -> list[Path]:
         twice = next(path for path in found if found.count(path) > 1)
         raise InputError(f"{twice}: given twice")
     return found
+
+
+def _files_below(folder: Path, out: Path) -> Iterator[Path]:
+    out = out.resolve()
+    for parent, folders, names in os.walk(folder):
+        path = Path(parent)
+        if path.resolve() == out:
+            folders.clear()
+        elif corpus := {MANIFEST, UNFINISHED}.intersection(names):
+            folders.clear()
+            _log.warning("%s: not read, it is a corpus (holds %s)", path, corpus.pop())
+        else:
+            yield from (path / name for name in names)
 
 
 def line_blocks(path: Path, on_read: Callable[[int], object] | None = None) -> Iterator[LineBlock]:

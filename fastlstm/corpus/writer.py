@@ -9,6 +9,7 @@ import json
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +21,8 @@ import numpy.typing as npt
 from fastlstm.corpus.manifest import (
     FORMAT_VERSION,
     MANIFEST,
-    PARTIAL,
     SPLITS,
+    UNFINISHED,
     Manifest,
     ShardEntry,
     Source,
@@ -29,13 +30,11 @@ from fastlstm.corpus.manifest import (
     entries_of,
     read_manifest,
     sha256_of_file,
-    sync_folder,
     write_manifest,
-    write_whole,
 )
 from fastlstm.errors import InputError
+from fastlstm.files import PARTIAL, naming, only_writer, sync_folder, write_whole
 
-UNFINISHED = "unfinished.json"  # what a run that has not finished was going to write, and the shards it has
 SKIPPED = "skipped.jsonl"  # lines that were left out, one JSON object each
 MAX_ID_BYTES = 255
 
@@ -70,9 +69,10 @@ class CorpusWriter:
     finished corpus of the same settings is compared in the same way; `finished` is then its manifest, for
     callers that need no comparison.
 
-    kind, preprocessing, label_meaning, tagset, synthetic, settings: as in `Manifest`. tagset None: no words.
-    resume=False: begin anew where a run was killed. Raises InputError if the folder holds anything else,
-    or if the documents given differ from those already written.
+    kind, preprocessing, label_meaning, tagset, synthetic, settings: as in `Manifest`. label_meaning None: no labels,
+    or `finish` tells. tagset None: no words. resume=False: begin anew where a run was killed. The folder belongs to
+    the writer until it is closed. Raises InputError if the folder holds anything else, if another process is writing
+    it, or if the documents given differ from those already written; OSError naming the file, on a full disk.
     """
 
     def __init__(
@@ -112,7 +112,10 @@ class CorpusWriter:
         self._kept: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
         self._closed: dict[str, list[ShardEntry]] = {split: [] for split in SPLITS}
         self._open: dict[str, _OpenShard] = {}
-        self._take_over(resume)
+        with ExitStack() as held:
+            held.enter_context(only_writer(self.folder.resolve()))
+            self._take_over(resume)
+            self._held = held.pop_all()
 
     def _take_over(self, resume: bool) -> None:
         """Find what the folder holds already; leave it with `unfinished.json` or a manifest in it."""
@@ -127,10 +130,10 @@ class CorpusWriter:
             return
         state_path = self.folder / UNFINISHED
         if state_path.exists():
-            state = json.loads(state_path.read_bytes())
-            if resume and any(state["splits"].values()):
-                self._check_same(state["header"], "an unfinished corpus")
-                for split, found in entries_of(state["splits"]).items():
+            header, splits = _read_state(state_path)
+            if resume and any(splits.values()):
+                self._check_same(header, "an unfinished corpus")
+                for split, found in splits.items():
                     self._kept[split] = self._intact(found)
             else:
                 for path in self.folder.iterdir():
@@ -145,7 +148,7 @@ class CorpusWriter:
     def _check_same(self, found: Mapping[str, Any], what: str) -> None:
         for name, value in self._header.items():
             other = found.get(name)
-            if other == value:
+            if other == value or (name == "label_meaning" and value is None):
                 continue
             if name == "settings" and isinstance(other, dict):
                 name = next(key for key in sorted({*value, *other}) if value.get(key) != other.get(key))
@@ -181,9 +184,10 @@ class CorpusWriter:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for shard in self._open.values():
-            shard.discard()
-        self._open.clear()
+        with self._held:
+            for shard in self._open.values():
+                shard.discard()
+            self._open.clear()
 
     def add(self, split: str, document: Document) -> None:
         """Append a document; InputError if its words are not sorted, disjoint, inside it, of the tagset."""
@@ -249,8 +253,9 @@ class CorpusWriter:
         return _OpenShard(self.folder, name, self._tag_index is not None, write=number >= len(kept))
 
     def _close(self, split: str) -> None:
-        shard = self._open.pop(split)
+        shard = self._open[split]
         entry = shard.close()
+        del self._open[split]
         number = len(self._closed[split])
         if number < len(self._kept[split]) and self._kept[split][number] != entry:
             raise InputError(f"{self.folder}: {entry.name} of an earlier run holds other text: delete the folder")
@@ -258,8 +263,17 @@ class CorpusWriter:
         if shard.write:
             self._write_state()
 
-    def finish(self, sources: Sequence[Source] = (), skipped: int = 0) -> Manifest:
-        """Close the last shards and write the manifest; InputError if no document was added."""
+    def finish(
+        self,
+        sources: Sequence[Source] = (),
+        skipped: int = 0,
+        duplicates: int = 0,
+        label_meaning: str | None = None,
+    ) -> Manifest:
+        """Close the last shards and write the manifest; InputError if no document was added.
+
+        label_meaning: for a writer that was begun without one.
+        """
         for split in SPLITS:
             if split in self._open:
                 self._close(split)
@@ -270,9 +284,14 @@ class CorpusWriter:
         if not splits:
             raise InputError(f"{self.folder}: no document was added: nothing to write a corpus from")
         manifest = Manifest(
-            **{**self._header, "tagset": None if self._tag_index is None else tuple(self._tag_index)},
+            **{
+                **self._header,
+                "tagset": None if self._tag_index is None else tuple(self._tag_index),
+                "label_meaning": label_meaning or self._header["label_meaning"],
+            },
             sources=tuple(sources),
             skipped=skipped,
+            duplicates=duplicates,
             splits=splits,
         )
         if self.finished is None:
@@ -311,7 +330,8 @@ class _OpenShard:
     def add(self, id: bytes, text: bytes, label: float | None) -> None:
         self._digest.update(text)
         if self._file is not None:
-            self._file.write(text)
+            with naming(self._path):
+                self._file.write(text)
         self._offset.append(self._offset[-1] + len(text))
         self._label.append(float("nan") if label is None else label)
         self._id.append(id)
@@ -320,10 +340,11 @@ class _OpenShard:
     def close(self) -> ShardEntry:
         index = _npz(self._index())
         if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._partial.replace(self._path)
+            with naming(self._path):
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._partial.replace(self._path)
             write_whole(self._index_path, index)
             sync_folder(self._path.parent)
         return ShardEntry(
@@ -336,7 +357,8 @@ class _OpenShard:
 
     def discard(self) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # a full disk fails again for what is still buffered, and that is thrown away
+                self._file.close()
             self._partial.unlink(missing_ok=True)
 
     def _index(self) -> dict[str, npt.NDArray[Any]]:
@@ -354,6 +376,18 @@ class _OpenShard:
             ):
                 arrays[name] = np.concatenate([np.empty(0, dtype), *parts]).astype(dtype, copy=False)
         return arrays
+
+
+def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, tuple[ShardEntry, ...]]]:
+    """Header and shards of an `unfinished.json`; InputError naming it if it is damaged."""
+    try:
+        state = json.loads(path.read_bytes())
+        header, splits = state["header"], entries_of(state["splits"])
+        if not isinstance(header, dict) or not set(splits) <= set(SPLITS):
+            raise TypeError("not a header and the shards of splits")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: damaged ({error}): delete the folder {path.parent} to begin anew") from None
+    return header, splits
 
 
 def _npz(arrays: Mapping[str, npt.NDArray[Any]]) -> bytes:

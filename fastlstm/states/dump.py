@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from fastlstm.corpus.shards import Corpus
 from fastlstm.errors import InputError
+from fastlstm.files import only_writer
 from fastlstm.states.extraction import Extraction
 from fastlstm.states.plan import Unit, plan_units
 from fastlstm.states.progress import Carry, remove_progress
@@ -38,15 +39,16 @@ from fastlstm.training.checkpoint import load_model
 from fastlstm.training.loop import choose_device
 from fastlstm.version import __version__
 
+MAX_BATCH_SIZE = 1 << 16
+
 
 @dataclass(frozen=True)
 class DumpSummary:
-    """rows, text_bytes: of the store. seconds, bytes_per_second: of this call, for the text that it read itself."""
+    """rows, text_bytes: of the store. seconds: of this call. already_complete: nothing was to be done."""
 
     rows: int
     text_bytes: int
     seconds: float
-    bytes_per_second: float
     already_complete: bool
 
 
@@ -72,24 +74,26 @@ def dump(
     ``rows``: which bytes, "all", "document", "word" or "every:K" (`rows.py`). ``units``: which cells, None = all.
     ``state``: "document" starts every document at zero; "running" carries the state through all documents in
     order, a batch of 1 (slow). ``splits``: None = all there are; ``documents``: the first so many of each.
-    ``batch_size``: lanes of text that are read together.
+    ``batch_size``: lanes of text that are read together, at most 65,536.
 
     Killed at any moment, the same call goes on from where it was seconds before and ends with the same bytes (on
-    the same kind of machine with the same number of threads). A finished store of the same input is left as it is.
+    the same kind of machine with the same number of threads). A finished store of the same input is left as it is;
+    an unfinished one of other input is begun anew if not a row of it counts yet.
 
     Memory, beside the model, the store's indices (about 100 bytes a document, 17 an annotated word) and 150 MB for a
     window of the recurrence: the rows of a unit, at most batch_size * min(8192, max(1024, 2^21 / H)) * U values of
     ``dtype``, and two chunks of 4096 * U. A longer document is read in windows, so its length does not matter.
 
-    Raises InputError: wrong arguments; something else at ``out`` (naming what differs); a state that ``dtype`` cannot
-    hold (naming document, byte, unit and value); a full disk (the store stays resumable).
+    Raises InputError: wrong arguments; something else at ``out`` (naming what differs); another process that writes
+    ``out``; a state that ``dtype`` cannot hold (naming document, byte, unit and value). Raises OSError naming the
+    store on a full disk; the store stays resumable.
     """
     started = time.perf_counter()
     rule = RowRule.parse(rows)
     _check_choice("state", state, STATE_RULES)
     _check_choice("dtype", dtype, STORED_DTYPES)
-    if batch_size < 1:
-        raise InputError(f"batch_size: expected a positive number, got {batch_size}")
+    if not 1 <= batch_size <= MAX_BATCH_SIZE:
+        raise InputError(f"batch_size: expected 1 to {MAX_BATCH_SIZE}, got {batch_size}")
     model, info = load_model(checkpoint, untrained=untrained)
     chosen = _check_units(units, info.hidden_size)
     corpus = Corpus(corpus_folder)
@@ -115,40 +119,30 @@ def dump(
         complete=False,
     )
     out = Path(out)
-    if find_store(out, attributes) == "finished":
-        remove_progress(out)  # left by a kill at the very end
-        store = open_states(out)
-        seconds = time.perf_counter() - started
-        return DumpSummary(store.rows, int(store.document_offset[-1]), seconds, 0.0, True)
+    with only_writer(out.resolve()):
+        if find_store(out, attributes) == "finished":
+            remove_progress(out)  # left by a kill at the very end
+            store = open_states(out)
+            return DumpSummary(store.rows, int(store.document_offset[-1]), time.perf_counter() - started, True)
 
-    text = open_text(corpus, taken, documents)
-    row_offset = rule.row_offset(text)
-    if row_offset[-1] == 0:
-        raise InputError(f"rows: {rule} picks no byte of {corpus.folder}")
-    columns = np.arange(info.hidden_size) if chosen is None else np.array(chosen)
-    extraction = Extraction(
-        model=model.to(choose_device(device)),
-        text=text,
-        rule=rule,
-        columns=None if chosen is None else torch.from_numpy(columns),
-        dtype=dtype,
-    )
-    writer = StoreWriter(out, attributes, rows=int(row_offset[-1]), arrays=_arrays(text, rule, row_offset, columns))
-    plan = plan_units(text.document_offset, row_offset, batch_size, info.hidden_size)
-    pending = [unit for unit in plan if unit.last_row > max(unit.first_row, writer.written)]
-    if state == "running":
-        begin = 0 if writer.carry is None else writer.carry.position
-    else:
-        begin = pending[0].start if pending else len(text)
-    begun = time.perf_counter()
-    with tqdm(total=len(text), initial=begin, unit="B", unit_scale=True, desc="dump", disable=not progress) as bar:
-        if state == "running":
-            _dump_running(extraction, writer, bar.update)
-        else:
-            _dump_documents(extraction, writer, pending, batch_size, bar.update)
-    writer.finish()
-    now = time.perf_counter()
-    return DumpSummary(writer.rows, len(text), now - started, (len(text) - begin) / (now - begun), False)
+        text = open_text(corpus, taken, documents)
+        row_offset = rule.row_offset(text)
+        if row_offset[-1] == 0:
+            raise InputError(f"rows: {rule} picks no byte of {corpus.folder}")
+        columns = np.arange(info.hidden_size) if chosen is None else np.array(chosen)
+        extraction = Extraction(
+            model=model.to(choose_device(device)),
+            text=text,
+            rule=rule,
+            columns=None if chosen is None else torch.from_numpy(columns),
+            dtype=dtype,
+        )
+        plan = list(plan_units(text.document_offset, row_offset, batch_size, info.hidden_size))
+        # Whatever can be wrong with the arguments has been found: only now is anything written.
+        writer = StoreWriter(out, attributes, rows=int(row_offset[-1]), arrays=_arrays(text, rule, row_offset, columns))
+        _read_on(extraction, writer, plan, attributes, progress)
+        writer.finish()
+    return DumpSummary(writer.rows, len(text), time.perf_counter() - started, False)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
@@ -198,6 +192,23 @@ def _arrays(text: Text, rule: RowRule, row_offset: Integers, units: Integers) ->
             "word_tag": text.words.tag,
         }
     return arrays
+
+
+def _read_on(
+    extraction: Extraction, writer: StoreWriter, plan: Sequence[Unit], attributes: StoreAttributes, progress: bool
+) -> None:
+    """Read what the store does not hold yet, under a progress bar."""
+    running = attributes.state == "running"
+    size = len(extraction.text)
+    pending = [unit for unit in plan if unit.last_row > max(unit.first_row, writer.written)]
+    begin = pending[0].start if pending else size
+    if running:
+        begin = 0 if writer.carry is None else writer.carry.position
+    with tqdm(total=size, initial=begin, unit="B", unit_scale=True, desc="dump", disable=not progress) as bar:
+        if running:
+            _dump_running(extraction, writer, bar.update)
+        else:
+            _dump_documents(extraction, writer, pending, attributes.batch_size, bar.update)
 
 
 def _dump_documents(

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from fastlstm.corpus.manifest import PARTIAL, write_whole
 from fastlstm.errors import InputError
+from fastlstm.files import PARTIAL, write_whole
 from fastlstm.states.schema import PROGRESS, StoreAttributes
 
 _METADATA = "fastlstm_progress"
@@ -61,7 +61,7 @@ def read_progress(store: Path) -> Progress | None:
                 rows=values["rows"],
                 carry=carry,
             )
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path}: damaged ({error}): delete it and {store}, which cannot be resumed without it"
         ) from error

@@ -13,6 +13,9 @@ import zarr
 from fastlstm.errors import InputError
 from fastlstm.states.schema import ARRAYS, ATTRIBUTE, STORED_DTYPES, WORD_ARRAYS, StoreAttributes
 
+# What Zarr raises for a zarr.json that is not what it expects, down to a list where an object should be.
+METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
+
 
 def read_attributes(path: Path) -> StoreAttributes | None:
     """The attributes of the store at ``path``, finished or not; None if there is no states store."""
@@ -20,8 +23,8 @@ def read_attributes(path: Path) -> StoreAttributes | None:
         group = zarr.open_group(path.resolve(), mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except ValueError as error:
-        raise InputError(f"{path}: not a readable Zarr v3 group ({error})") from error
+    except METADATA_ERRORS as error:
+        raise InputError(f"{path / 'zarr.json'}: not the metadata of a Zarr v3 group ({error})") from error
     values = group.attrs.asdict().get(ATTRIBUTE)
     return None if values is None else StoreAttributes.from_json(values, str(path))
 
@@ -37,6 +40,17 @@ def open_states(path: str | Path) -> States:
     if not attributes.complete:
         raise InputError(f"{folder}: unfinished: give the same fastlstm dump command again, it goes on")
     return States(folder, attributes)
+
+
+def open_array(group: zarr.Group, path: Path, name: str) -> zarr.Array[Any]:
+    """The array ``name`` of the store at ``path``; InputError naming it if it is missing or its metadata damaged."""
+    try:
+        array = group.get(name)
+    except METADATA_ERRORS as error:
+        raise InputError(f"{path / name / 'zarr.json'}: not the metadata of a Zarr v3 array ({error})") from error
+    if not isinstance(array, zarr.Array):
+        raise InputError(f"{path}: array {name} is missing: the store is damaged")
+    return array
 
 
 class States:
@@ -62,10 +76,7 @@ class States:
                 raise InputError(f"{path}: {name}: ends at {last}, expected {total}: the store is damaged")
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        array = self._group.get(name)
-        if not isinstance(array, zarr.Array):
-            raise InputError(f"{self.path}: array {name} is missing: the store is damaged")
-        return array
+        return open_array(self._group, self.path, name)
 
     def _check_shapes(self) -> None:
         sizes = dict(zip("NU", self.states.shape, strict=True))

@@ -32,9 +32,9 @@ class RowRule:
         if rule in ("all", "document", "word"):
             return cls(rule)
         kind, _, number = rule.partition(":")
-        if kind == "every" and number.isascii() and number.isdigit() and int(number) > 0:
+        if kind == "every" and number.isascii() and number.isdigit() and len(number) < 19 and int(number) > 0:
             return cls("every", int(number))
-        raise InputError(f"rows: expected all, document, word or every:K with K a positive integer, got {rule!r}")
+        raise InputError(f"rows: expected all, document, word or every:K with K from 1 to 10^18 - 1, got {rule!r}")
 
     def __str__(self) -> str:
         return f"every:{self.every}" if self.name == "every" else self.name

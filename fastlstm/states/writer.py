@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import zarr
 
-from fastlstm.corpus.manifest import sync_folder
 from fastlstm.errors import InputError
+from fastlstm.files import naming, sync_folder
 from fastlstm.states.progress import (
     Carry,
     Progress,
@@ -27,7 +25,7 @@ from fastlstm.states.progress import (
     remove_progress,
     write_progress,
 )
-from fastlstm.states.reader import read_attributes
+from fastlstm.states.reader import open_array, read_attributes
 from fastlstm.states.schema import (
     ARRAYS,
     ATTRIBUTE,
@@ -53,7 +51,7 @@ def find_store(path: Path, wanted: StoreAttributes) -> Found:
     """What is at ``path`` already; InputError, naming what differs, if it is anything but the wanted store.
 
     A finished store may have been written by other versions of the libraries; an unfinished one may not, since
-    the rest would have other last bits.
+    the rest would have other last bits. An unfinished store of other input without a row counts as nothing.
     """
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return "nothing"
@@ -68,8 +66,10 @@ def find_store(path: Path, wanted: StoreAttributes) -> Found:
         wanted = dataclasses.replace(wanted, versions=found.versions)
     what = "finished" if finished else "unfinished"
     if changed := differences(found, wanted):
+        if progress is not None and progress.rows == 0:
+            return "nothing"
         raise InputError(
-            f"{path}: holds a{'n' if not finished else ''} {what} store of other input: {'; '.join(changed)}: "
+            f"{path}: holds {'a' if finished else 'an'} {what} store of other input: {'; '.join(changed)}: "
             "choose another place, or delete it"
         )
     if not finished and progress is None:
@@ -90,7 +90,7 @@ class StoreWriter:
     Chunks are written beside and renamed (by Zarr); every ``record_seconds`` those that are whole are synced and then
     counted in ``<store>.progress``, and what is not counted is written again after a kill. (Syncing each chunk
     costs up to 20 ms a file.) Memory: two blocks of block_rows * U values. Raises InputError if something else is
-    at ``path``, and when the disk is full: the store then stays resumable.
+    at ``path``, OSError naming the store when the disk is full: the store then stays resumable.
     """
 
     def __init__(
@@ -112,15 +112,13 @@ class StoreWriter:
         progress = read_progress(self.path) if found == "unfinished" else None
         self.written = 0
         self.carry: Carry | None = None
-        with self._disk():
+        with naming(self.path):
             if progress is None or not progress.ready:
                 self._create(arrays, block_rows)
             else:
                 self.written, self.carry = progress.rows, progress.carry
         group = zarr.open_group(self.path.resolve(), mode="r+", zarr_format=3)
-        states = group["states"]
-        if not isinstance(states, zarr.Array):
-            raise InputError(f"{self.path}: array states is missing: delete the store")
+        states = open_array(group, self.path, "states")
         self._group, self._states = group, states
         self._remove_partial_files()
         self._block = np.empty((states.chunks[0], states.shape[1]), states.dtype)
@@ -166,18 +164,6 @@ class StoreWriter:
             for path in folder.glob("*.partial"):
                 path.unlink()
 
-    @contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise InputError(
-                f"{self.path}: the disk is full after {self.written} of {self.rows} rows: "
-                "make room and give the same command again, it goes on"
-            ) from error
-
     def append(self, values: npt.NDArray[Any], carry: Carry | None = None) -> None:
         """Take the next rows, (n, U) of the store's dtype; ``carry`` is the running state before the first of them."""
         if self.written + self._held + len(values) > self.rows:
@@ -192,7 +178,7 @@ class StoreWriter:
 
     def _write_block(self, carry: Carry | None) -> None:
         start, stop = self.written, self.written + self._held
-        with self._disk():
+        with naming(self.path):
             self._states[start:stop] = self._block[: self._held]
             self._unsynced.append(self.path / "states" / "c" / str(start // len(self._block)))
             self.written, self.carry, self._held = stop, carry, 0
@@ -213,7 +199,7 @@ class StoreWriter:
         if self.written != self.rows:
             raise ValueError(f"{self.path}: {self.written} of {self.rows} rows were given")
         complete = dataclasses.replace(self._attributes, complete=True)
-        with self._disk():
+        with naming(self.path):
             self._sync_blocks()
             self._group.update_attributes({ATTRIBUTE: complete.to_json()})
             _sync_files(self.path)

@@ -15,6 +15,7 @@ A true ``resets[t, b]`` zeroes h_{t-1} and c_{t-1} of sequence b before step t a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -87,11 +88,13 @@ def lstm_backward(
     weight_hh: Tensor,
     *,
     resets: Tensor | None = None,
+    product: Callable[[Tensor], Tensor] | None = None,
 ) -> Backward:
     """Gradients of the recurrence, from gradients of every h_t and every c_t.
 
     ``dh`` and ``dc`` (T, B, H), either may be None; ``gates`` (T, B, 4H) and ``c`` (T, B, H) as ``lstm_forward``
-    returned them; ``c0`` (B, H); ``weight_hh`` (4H, H); ``resets`` (T, B) bool or None.
+    returned them; ``c0`` (B, H); ``weight_hh`` (4H, H); ``resets`` (T, B) bool or None. ``product`` stands in for
+    d_z -> d_z W_hh.
     """
     T, B, H = c.shape
     weight = weight_hh.to(c.dtype)
@@ -112,7 +115,7 @@ def lstm_backward(
         d_z = d_gates[t].view(B, 4, H)
         torch.mul(per_dc[t], dc_t.unsqueeze(1), out=d_z[:, :3])
         torch.mul(per_dh[t], dh_t, out=d_z[:, 3])
-        dh_next = d_gates[t] @ weight
+        dh_next = d_gates[t] @ weight if product is None else product(d_gates[t])
         dc_next = dc_t * f[t]
         if resets is not None:
             reset = resets[t].unsqueeze(1)

@@ -66,10 +66,30 @@ def test_prepare_train_eval_sample(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "20 steps, validation" in trained
     again = run("train", "demo", *small, "--data", "{tmp}/corpus", "--out", "{tmp}/run", "--quiet")
     assert "already trained for 20 steps" in again
-    assert "bits per byte" in run("eval", "{tmp}/run", "{tmp}/corpus", "--quiet")
+    # The same rule and batch as in training, so the same number as in the log.
+    logged = [
+        event
+        for event in map(json.loads, (tmp_path / "run/log.jsonl").read_text().splitlines())
+        if event["event"] == "valid"
+    ]
+    assert f"valid: {logged[-1]['loss']:.4f} bits per byte" in run(
+        "eval", "{tmp}/run", "{tmp}/corpus", "--split", "valid", "--quiet"
+    )
+    assert "state zeroed at each shard" in run("eval", "{tmp}/run", "{tmp}/corpus", "--reset", "shard", "--quiet")
     run("sample", "{tmp}/run", "--prime", "I love", "--length", "9", "--count", "2", "--out", "{tmp}/samples.jsonl")
     samples = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert [(sample["prime"], sample["seed"]) for sample in samples] == [("I love", 0), ("I love", 1)]
+
+
+def test_overrides_may_follow_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "corpus", {"train": random_text(20, 40)})
+    options = ["--data", str(tmp_path / "corpus"), "--out", str(tmp_path / "run"), "--quiet"]
+    small = ["model.hidden_size=8", "data.batch_size=4", "data.window=16", "optimizer.steps=2", "run.device=cpu"]
+    assert main(["train", "demo", small[0], *options, *small[1:]]) == 0
+    assert "2 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "demo", *options, "--nonsense=1"])
+    assert "unrecognized arguments: --nonsense=1" in capsys.readouterr().err
 
 
 def test_eval_names_a_missing_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

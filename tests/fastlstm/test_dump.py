@@ -158,7 +158,7 @@ def test_rows_are_those_of_one_document_at_a_time(
     store = open_states(tmp_path / "store")
     assert_states(store, model_of(checkpoint), in_order(documents()), rule)
     assert (summary.rows, summary.text_bytes) == (store.rows, len(store.text))
-    assert summary.bytes_per_second > 0
+    assert not summary.already_complete
     assert store.states.dtype == np.dtype(dtype)
 
 
@@ -264,6 +264,47 @@ def test_value_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     dump(run, folder, tmp_path / "other", units=[0, 4, 6])  # what is not stored need not fit
 
 
+@pytest.mark.usefixtures("small_steps")
+def test_the_corrected_command_takes_over_a_store_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_checkpoint(tmp_path / "run", change=counter)
+    monkeypatch.setitem(extraction.LARGEST, "float16", 12.0)
+    long = Document("long", b"a" * 13)
+    for name, given in (("at once", [long]), ("later", [Document("early", b"b" * 300), long])):
+        folder = write_corpus(tmp_path / f"corpus {name}", [("train", document) for document in given])
+        with pytest.raises(InputError, match=r"document 'long', byte 12, unit 5: .* is beyond float16"):
+            dump(run, folder, tmp_path / name, units=[5], batch_size=1)
+    dump(run, tmp_path / "corpus at once", tmp_path / "at once", units=[5], batch_size=1, dtype="float32")
+    assert open_states(tmp_path / "at once").column(5).tolist() == list(range(1, 14))
+    # Rows that count are never thrown away.
+    with pytest.raises(InputError, match="holds an unfinished store of other input: dtype is float16, now float32"):
+        dump(run, tmp_path / "corpus later", tmp_path / "later", units=[5], batch_size=1, dtype="float32")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from fastlstm.files import only_writer
+with only_writer(Path(sys.argv[1]).resolve()):
+    print("writing", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_store_that_another_process_writes_is_refused(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "store"
+    with subprocess.Popen(
+        [sys.executable, "-c", WRITER, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "writing\n"
+        with pytest.raises(InputError, match="store: another process is writing it"):
+            dump(checkpoint, corpus, out, rows="document")
+        assert not out.exists()
+        other.communicate("")
+    dump(checkpoint, corpus, out, rows="document")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["store"]
+
+
 def test_true_limit_of_float16(tmp_path: Path) -> None:
     run = write_checkpoint(tmp_path / "run", change=counter)
     folder = write_corpus(tmp_path / "corpus", [("train", Document("long", b"a" * 65_600))])
@@ -309,13 +350,17 @@ def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path
         ({"rows": "every:0"}, "rows: expected all, document, word or every:K"),
         ({"rows": "every:900"}, None),
         ({"rows": "every:901"}, "rows: every:901 picks no byte"),
+        ({"rows": f"every:{10**18 - 1}"}, "picks no byte"),
+        ({"rows": f"every:{10**18}"}, "rows: expected all, document, word or every:K"),
+        ({"rows": "every:" + "9" * 5000}, "rows: expected all, document, word or every:K"),
         ({"units": [0, H]}, f"units: expected 0 to {H - 1}, got {H}"),
         ({"units": [1, 1]}, "units: expected different cells"),
         ({"dtype": "bfloat16"}, "dtype: expected float16 or float32, got 'bfloat16'"),
         ({"state": "carry"}, "state: expected document or running"),
         ({"splits": ["dev"]}, "splits: 'dev' is not in"),
         ({"documents": 0}, "documents: expected a positive number"),
-        ({"batch_size": 0}, "batch_size: expected a positive number"),
+        ({"batch_size": 0}, "batch_size: expected 1 to 65536, got 0"),
+        ({"batch_size": 10**20}, f"batch_size: expected 1 to 65536, got {10**20}"),
     ],
 )
 def test_arguments_are_checked(

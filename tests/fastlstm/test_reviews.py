@@ -5,12 +5,16 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import zstandard
 
+from fastlstm.corpus import duplicates as duplicates_module
 from fastlstm.corpus import prepare as prepare_module
 from fastlstm.corpus.prepare import prepare_reviews
 from fastlstm.corpus.shards import Corpus, CorpusWriter, Document, Manifest
@@ -64,8 +68,8 @@ def skipped(folder: Path) -> list[tuple[int, str]]:
 def test_every_layout_and_compression(tmp_path: Path, layout: str, compression: str) -> None:
     text = " Grüße,\nline two\r\n "
     records = [LAYOUTS[layout](i) for i in range(10)]
-    for r in records:
-        r["reviewText" if "reviewText" in r else "text"] = text
+    for i, r in enumerate(records):
+        r["reviewText" if "reviewText" in r else "text"] = text + str(i)
     content = lines(records)
     content = {"": content, ".gz": gzip.compress(content), ".zst": zstandard.compress(content)}[compression]
     source = tmp_path / f"reviews.json{compression}"
@@ -73,7 +77,7 @@ def test_every_layout_and_compression(tmp_path: Path, layout: str, compression: 
     manifest = run(source, tmp_path / "out")
     found = documents(tmp_path / "out")
     assert sorted(d.id for d in found) == [f"P{i}/R{i}/{i}" for i in range(10)]
-    assert {d.text for d in found} == {"\n Grüße, line two\n".encode()}
+    assert {d.text for d in found} == {f"\n Grüße, line two\r  {i}\n".encode() for i in range(10)}
     assert {d.label for d in found} == {4.0}
     assert manifest.label_meaning == "stars 1-5"
     assert manifest.sources[0].name == source.name
@@ -98,11 +102,13 @@ def test_a_dictionary_is_read_never_run(tmp_path: Path) -> None:
 
 
 def test_classes_and_missing_labels(tmp_path: Path) -> None:
-    imdb = [{"id": f"i{i}", "text": "t", "label": i % 2, "rating": 10} for i in range(6)] + [{"id": "u", "text": "t"}]
+    imdb = [{"id": f"i{i}", "text": f"t{i}", "label": i % 2, "rating": 10} for i in range(6)] + [
+        {"id": "u", "text": "t"}
+    ]
     (tmp_path / "imdb.jsonl").write_bytes(lines(imdb))
     assert run(tmp_path / "imdb.jsonl", tmp_path / "out").label_meaning == "sentiment 0/1"
     assert {d.id: d.label for d in documents(tmp_path / "out")} == {f"i{i}": i % 2 for i in range(6)} | {"u": None}
-    (tmp_path / "stars.jsonl").write_bytes(lines([record(0)]))
+    (tmp_path / "stars.jsonl").write_bytes(lines([record(0, text="late")]))
     with pytest.raises(InputError, match=r"stars\.jsonl, line 1: the label is stars 1-5, but the first .* sentiment"):
         run([tmp_path / "imdb.jsonl", tmp_path / "stars.jsonl"], tmp_path / "mixed")
 
@@ -213,7 +219,7 @@ def test_a_review_of_a_megabyte_in_blocks_of_any_size(tmp_path: Path) -> None:
 
 def test_lines_across_blocks_keep_their_numbers(tmp_path: Path) -> None:
     # About 3 MiB: three blocks; a bad line in the last.
-    records = [record(i, text="x" * 300) for i in range(9_000)]
+    records = [record(i, text=f"{i} " + "x" * 300) for i in range(9_000)]
     (tmp_path / "r.jsonl").write_bytes(lines(records[:8_500]) + b"bad\n" + lines(records[8_500:]))
     manifest = run(tmp_path / "r.jsonl", tmp_path / "out", valid_fraction=0, test_fraction=0)
     assert manifest.documents("train") == 9_000
@@ -244,6 +250,72 @@ def test_no_product_in_two_splits(tmp_path: Path, small: bool, monkeypatch: pyte
     assert all(products)
     if small:
         assert manifest.documents("valid") == manifest.documents("test") == 60
+
+
+@pytest.mark.parametrize("small", [True, False])
+def test_no_text_twice(tmp_path: Path, small: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not small:
+        monkeypatch.setattr(prepare_module, "_SMALL_SOURCE_BYTES", 0)
+    monkeypatch.setattr(duplicates_module, "_RECENT", 7)
+    # 600 reviews of 200 products with 150 texts, spelt with other white space; other stars make no other text.
+    records = [record(i, text=f"text {i * i % 1_000 % 150}" + " " * (i % 2)) for i in range(600)]
+    distinct = {r["text"].strip() for r in records}
+    (tmp_path / "r.jsonl").write_bytes(lines(records))
+    manifest = run(tmp_path / "r.jsonl", tmp_path / "out", valid_fraction=0.2, test_fraction=0.2, workers=1)
+    found = documents(tmp_path / "out")
+    assert sorted(d.text.decode().strip() for d in found) == sorted(distinct)
+    assert manifest.duplicates == 600 - len(distinct) > 400
+    first = {text: next(r["review_id"] for r in records if r["text"].strip() == text) for text in distinct}
+    assert {d.text.decode().strip(): d.id for d in found} == first
+    assert all(manifest.documents(split) for split in ("train", "valid", "test"))
+
+
+def test_a_review_without_product_and_id_is_named_by_its_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines([{"text": "same"}, {"text": "other"}]))
+    (tmp_path / "b.jsonl").write_bytes(lines([{"text": "third"}, {"text": "same "}]))
+    assert run([tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out").duplicates == 1
+    ids = {d.text: d.id for d in documents(tmp_path / "out")}
+    assert len(set(ids.values())) == len(ids) == 3
+    run(tmp_path / "b.jsonl", tmp_path / "b")
+    assert {d.text: d.id for d in documents(tmp_path / "b")}.items() <= ids.items()
+
+
+def test_seen_texts_against_a_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(duplicates_module, "_RECENT", 50)
+    seen, truth = duplicates_module.SeenTexts(), set()
+    for i in range(2_000):
+        digest = duplicates_module.text_digest(str(i * i % 997).encode())
+        assert seen.first(digest) == (digest not in truth)
+        truth.add(digest)
+    assert min(truth) < 0 < max(truth)
+
+
+def test_labels_may_begin_after_the_first_block(tmp_path: Path) -> None:
+    records: list[dict[str, Any]] = [{"id": f"u{i}", "text": f"{i} " + "x" * 1_000} for i in range(1_500)]
+    (tmp_path / "late.jsonl").write_bytes(lines([*records, record(0)]))
+    assert run(tmp_path / "late.jsonl", tmp_path / "late").label_meaning == "stars 1-5"
+    assert {d.label for d in documents(tmp_path / "late")} == {None, 1.0}
+    (tmp_path / "none.jsonl").write_bytes(lines(records[:3]))
+    assert run(tmp_path / "none.jsonl", tmp_path / "none").label_meaning is None
+    (tmp_path / "mixed.jsonl").write_bytes(lines([*records, record(0), {"text": "t", "label": 1}]))
+    with pytest.raises(InputError, match=r"mixed\.jsonl, line 1502: the label is sentiment 0/1, but the first"):
+        run(tmp_path / "mixed.jsonl", tmp_path / "mixed")
+
+
+def test_a_corpus_inside_the_sources_is_no_source(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "r.jsonl").write_bytes(lines([record(i) for i in range(30)]) + b"bad\n")
+    for name in ("corpus", "corpus", "corpus2", "corpus2"):  # a second time: finished already
+        manifest = run(folder, folder / name)
+        assert [source.name for source in manifest.sources] == ["r.jsonl"]
+    assert (folder / "corpus" / "skipped.jsonl").exists()
+    assert "corpus: not read, it is a corpus (holds manifest.json)" in caplog.text
+    (folder / "corpus" / "manifest.json").rename(folder / "corpus" / "unfinished.json")
+    (folder / "corpus2" / "manifest.json").rename(folder / "corpus2" / "unfinished.json")
+    assert len(run(folder, folder / "corpus3").sources) == 1
+    with pytest.raises(InputError, match=r"corpus3: no file in this folder, outside corpora, ends in"):
+        run(folder / "corpus3", tmp_path / "out")
 
 
 def test_splits_of_few_keys() -> None:
@@ -287,9 +359,66 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, monkeypatch: pyt
         run(tmp_path / "r.jsonl", tmp_path / "killed", reviews_per_shard=100)
 
 
+# Runs in a process of its own: prepare_reviews in forked children, each killed with SIGKILL just before its n-th
+# file operation below the corpus, until one survives. Prints how often it was killed, and with how many shards.
+KILLER = """
+import json, os, random, signal, sys
+from pathlib import Path
+from fastlstm.corpus.prepare import prepare_reviews
+
+os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; a power cut does
+source, out = Path(sys.argv[1]), Path(sys.argv[2])
+
+def attempt(operations):
+    child = os.fork()
+    if child == 0:
+        left = operations
+        def count(event, arguments):
+            nonlocal left
+            if event in ("open", "os.rename", "os.mkdir", "os.remove") and str(arguments[0]).startswith(str(out)):
+                left -= 1
+                if left == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+        sys.addaudithook(count)
+        prepare_reviews([source], out, reviews_per_shard=40, max_bad_lines=1, progress=False)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+draw, shards = random.Random(0), []
+for _ in range(60):
+    status = attempt(draw.randint(2, 12) + 12 * len(shards))
+    if status == 0:
+        break
+    assert status == -signal.SIGKILL, status
+    shards.append(len(list(out.glob("*.bytes"))))
+print(json.dumps(shards))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
+def test_killed_with_sigkill_again_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(lines([record(i, text=f"text {i % 450}") for i in range(500)]) + b"bad\n")
+    whole = run(tmp_path / "r.jsonl", tmp_path / "whole", reviews_per_shard=40)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, tmp_path / "r.jsonl", tmp_path / "killed"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    shards = json.loads(done.stdout)
+    assert len(shards) >= 4
+    assert 0 < max(shards) <= whole.documents("train") // 40 + 3
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
 @pytest.mark.slow
 def test_real_beauty_reviews(tmp_path: Path, data_folder: Path) -> None:
     manifest = run(data_folder / "amazon" / "All_Beauty_5.json.gz", tmp_path)
-    assert sum(manifest.documents(split) for split in manifest.splits) == 5_264  # 5 of the 5,269 have no text
+    assert manifest.duplicates == 3_901  # of 5,269, and 5 have no text
+    found = documents(tmp_path)
+    assert len(found) == len({document.text for document in found}) == 1_363
     assert manifest.skipped == 0
     assert all(manifest.documents(split) for split in ("train", "valid", "test"))

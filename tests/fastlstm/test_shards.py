@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -86,6 +87,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, stop: int) -> No
     out = writer(killed)
     for i in range(stop):
         out.add(split(i), document(i))
+    out.__exit__(None, None, None)
     # As kill -9 leaves it: nothing closed, a partial file of garbage, a shard renamed but not yet recorded.
     (killed / "train-00004.index.npz.partial").write_bytes(b"garbage")
     (killed / "train-00004.bytes").write_bytes(b"garbage")
@@ -93,8 +95,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path: Path, stop: int) -> No
     assert write(killed) == write(tmp_path / "whole")
     assert contents(killed) == contents(tmp_path / "whole")
     assert all(path.stat().st_mtime_ns == time for path, time in kept.items())
-    out.__exit__(None, None, None)
-    assert contents(killed) == contents(tmp_path / "whole")
 
 
 def test_a_damaged_shard_of_a_killed_run_is_written_again(tmp_path: Path) -> None:
@@ -141,6 +141,64 @@ def test_other_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"not empty \(holds letter.doc\)"):
         writer(tmp_path / "c")
     assert (tmp_path / "c" / "letter.doc").read_text() == "dear"
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "[]", "{}", '{"header": 1, "splits": {}}', '{"header": {}, "splits": {"train": [1]}}']
+)
+def test_a_damaged_unfinished_json_is_named(tmp_path: Path, bad: str) -> None:
+    with writer(tmp_path) as out:
+        out.add("train", document(0))
+    (tmp_path / "unfinished.json").write_text(bad)
+    with pytest.raises(InputError, match=r"unfinished\.json: damaged .*: delete the folder") as caught:
+        writer(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_writer_at_a_time(tmp_path: Path) -> None:
+    (tmp_path / "other-name").symlink_to(tmp_path / "c")
+    with writer(tmp_path / "c") as out:
+        for name in ("c", "other-name"):
+            with pytest.raises(InputError, match=r"c: another process is writing it"):
+                writer(tmp_path / name)
+        out.add("train", document(0))
+        out.finish()
+    assert writer(tmp_path / "c").finished  # and the refused writers had left it alone
+    assert [path.name for path in tmp_path.glob(".*")] == []
+
+
+@pytest.mark.parametrize("size", [10, 1 << 20])  # found when a shard is closed, and when a buffer is full
+def test_a_full_disk_names_the_file_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    def write_large(folder: Path) -> None:
+        with writer(folder, tagset=None) as out:
+            for i in range(10):
+                out.add("valid" if i < 6 else "test", Document(str(i), b"x" * size))
+            out.finish()
+
+    real = Path.open
+
+    def full(path: Path, *arguments: Any, **options: Any) -> Any:
+        return real(Path("/dev/full") if path.name == "valid-00001.bytes.partial" else path, *arguments, **options)
+
+    write_large(tmp_path / "whole")
+    with monkeypatch.context() as context:
+        context.setattr(Path, "open", full)
+        with pytest.raises(OSError, match=r"No space left on device .*same command again.*valid-00001\.bytes'"):
+            write_large(tmp_path / "full")
+    assert sorted(path.name for path in (tmp_path / "full").glob("valid*.bytes")) == ["valid-00000.bytes"]
+    write_large(tmp_path / "full")
+    assert contents(tmp_path / "full") == contents(tmp_path / "whole")
+
+
+def test_the_meaning_of_labels_may_come_last(tmp_path: Path) -> None:
+    for _ in range(2):
+        with writer(tmp_path) as out:
+            out.add("train", document(0))
+            assert out.finish(label_meaning="stars 1-5").label_meaning == "stars 1-5"
+    with pytest.raises(InputError, match="a finished corpus with label_meaning 'stars 1-5', now 'sentiment 0/1'"):
+        writer(tmp_path, label_meaning="sentiment 0/1")
 
 
 def test_a_finished_corpus_is_compared_not_rewritten(tmp_path: Path) -> None:

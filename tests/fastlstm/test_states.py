@@ -201,12 +201,22 @@ def test_missing_rows_cannot_be_finished(tmp_path: Path) -> None:
         writer.append(values())
 
 
+def test_an_unfinished_store_without_rows_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    begin(path)
+    other = dataclasses.replace(ATTRIBUTES, dtype="float32")
+    writer = begin(path, other)
+    writer.append(values().astype(np.float32))
+    writer.finish()
+    assert open_states(path).attributes.dtype == "float32"
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_another_store_is_refused_with_what_differs(tmp_path: Path, finished: bool) -> None:
     path = tmp_path / "store"
     writer = begin(path)
+    writer.append(values() if finished else values()[:8])
     if finished:
-        writer.append(values())
         writer.finish()
     other = dataclasses.replace(ATTRIBUTES, model=dataclasses.replace(ATTRIBUTES.model, sha256="c" * 64), rows="word")
     with pytest.raises(InputError, match=r"model\.sha256 is aaaaaaaaaaaa…, now cccccccccccc…; rows is all, now word"):
@@ -217,9 +227,10 @@ def test_versions_matter_only_while_unfinished(tmp_path: Path) -> None:
     path = tmp_path / "store"
     newer = dataclasses.replace(ATTRIBUTES, versions={**ATTRIBUTES.versions, "torch": "9"})
     writer = begin(path)
+    writer.append(values()[:8])
     with pytest.raises(InputError, match=r"versions\.torch is 0, now 9"):
         begin(path, newer)
-    writer.append(values())
+    writer.append(values()[8:])
     writer.finish()
     assert writer_module.find_store(path, newer) == "finished"
 
@@ -273,11 +284,13 @@ def test_full_disk_is_one_line_and_resumable(tmp_path: Path, monkeypatch: pytest
 
     with monkeypatch.context() as context:
         context.setattr("zarr.storage._local._put", full)
-        with pytest.raises(InputError, match="the disk is full after 8 of 20 rows: make room"):
+        with pytest.raises(
+            OSError, match=r"No space left on device .*make room and run the same command again.*store'"
+        ):
             writer.append(values()[8:])
     with monkeypatch.context() as context:
         context.setattr(writer_module, "write_progress", full)
-        with pytest.raises(InputError, match="disk is full"):
+        with pytest.raises(OSError, match=r"No space left on device .*another'"):
             begin(tmp_path / "another")
     writer = begin(path)
     writer.append(values()[8:])
@@ -326,6 +339,26 @@ def test_attributes_of_another_version(store: Path) -> None:
         path.write_text(json.dumps({**metadata, "attributes": {"fastlstm_states": changed}}))
         with pytest.raises(InputError, match=message):
             open_states(store)
-    path.write_text("{")
-    with pytest.raises(InputError, match="not a readable Zarr v3 group"):
+
+
+@pytest.mark.parametrize("bad", ["{", "{}", "[]", "null", "\xff", '{"zarr_format": 3, "node_type": "array"}'])
+def test_damaged_metadata_is_named(store: Path, bad: str) -> None:
+    array = store / "states" / "zarr.json"
+    whole = array.read_bytes()
+    array.write_bytes(bad.encode("latin-1"))
+    with pytest.raises(InputError, match=r"states/zarr\.json: not the metadata|array states is missing") as caught:
         open_states(store)
+    assert str(store) in str(caught.value)
+    array.write_bytes(whole)
+    (store / "zarr.json").write_bytes(bad.encode("latin-1"))
+    with pytest.raises(InputError, match=r"store/zarr\.json: not the metadata|store: expected a states store"):
+        open_states(store)
+    with pytest.raises(InputError, match=r"store/zarr\.json: not the metadata|store: exists and is not a states"):
+        begin(store)
+
+
+def test_damaged_metadata_of_an_unfinished_store_is_named(tmp_path: Path) -> None:
+    begin(tmp_path / "store").append(values()[:11])
+    (tmp_path / "store" / "states" / "zarr.json").write_text("{}")
+    with pytest.raises(InputError, match=r"states/zarr\.json: not the metadata"):
+        begin(tmp_path / "store")

@@ -1,0 +1,354 @@
+"""README's tables and docs/lstm_speed.svg from bench/results/lstm.csv.
+
+    python bench/tables.py            # prints the tables
+    python bench/tables.py --write    # puts them between README's markers, and renews the plot
+
+The markers are lines of their own: `<!-- lstm table -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT)]
+
+from bench.records import RESULTS, Row, load  # noqa: E402
+
+BEGIN, END = "<!-- lstm table -->", "<!-- end -->"
+PLOT = ROOT / "docs" / "lstm_speed.svg"
+OURS, THEIRS = "fastlstm-triton", "nn.LSTM"
+LAYERS = ((OURS, "bf16"), (THEIRS, "fp16"), (THEIRS, "bf16"))
+RIVALS = ("torchrl", "flashrnn-alternating", "flashrnn-fused")
+NONE = "-"
+
+
+class Size(NamedTuple):
+    H: int
+    B: int
+    T: int
+
+
+def size_of(row: Row) -> Size:
+    return Size(int(row["H"]), int(row["B"]), int(row["T"]))
+
+
+class Results:
+    """Rows taken on a GPU, looked up by what was measured."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.rows = [row for row in rows if row["suite"] == "lstm" and row["device"] == "cuda"]
+        names = ("case", "contestant", "dtype", "metric", "mode", "input")
+        self._found = {(size_of(row), *(row[name] for name in names)): row for row in self.rows}
+
+    def row(
+        self, size: Size, case: str, contestant: str, dtype: str, *, metric: str, mode: str, kind: str
+    ) -> Row | None:
+        return self._found.get((size, case, contestant, dtype, metric, mode, kind))
+
+    def value(
+        self,
+        size: Size,
+        case: str,
+        contestant: str,
+        dtype: str = "bf16",
+        *,
+        metric: str = "time_per_step",
+        mode: str = "queued",
+        kind: str = "dense",
+    ) -> float | None:
+        """The median, or None where there is no number."""
+        row = self.row(size, case, contestant, dtype, metric=metric, mode=mode, kind=kind)
+        return float(row["median"]) if row and row["median"] else None
+
+    def ratio(self, size: Size, case: str, mode: str = "queued") -> float | None:
+        """The time of the faster of nn.LSTM's fp16 and bf16 over ours in bf16."""
+        ours = self.value(size, case, OURS, mode=mode)
+        theirs = [self.value(size, case, THEIRS, dtype, mode=mode) for dtype in ("fp16", "bf16")]
+        measured = [value for value in theirs if value is not None]
+        return None if ours is None or not measured else min(measured) / ours
+
+    def sizes(self, T: int, mode: str = "queued") -> list[Size]:
+        """Where our layer was timed over T steps."""
+        return sorted(
+            {
+                size_of(row)
+                for row in self.rows
+                if (row["contestant"], row["metric"], row["mode"]) == (OURS, "time_per_step", mode)
+                and int(row["T"]) == T
+                and row["median"]
+            }
+        )
+
+
+def number(value: float | None) -> str:
+    """Three digits, as many as the spread of the runs deserves."""
+    if value is None:
+        return NONE
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio of times; bold where we lose, and never rounded up to a draw."""
+    if ratio is None:
+        return NONE
+    if ratio < 1:
+        return f"**{min(ratio, 0.999):.{3 if ratio >= 0.995 else 2}f}×**"
+    return f"{ratio:.2f}×"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(head)} |", "|" + "---:|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def compared(results: Results, size: Size, case: str, mode: str = "queued") -> list[str]:
+    """Ours, nn.LSTM in fp16 and bf16, and the ratio."""
+    values = [results.value(size, case, who, dtype, mode=mode) for who, dtype in LAYERS]
+    return [*map(number, values), times(results.ratio(size, case, mode))]
+
+
+def speed_table(results: Results, T: int) -> str:
+    """Times a step of every H and B."""
+    theirs = ["fp16", "bf16", "ratio"]
+    head = ["H", "B", "forward", *theirs, "every c_t", "byte ids", "forward + backward", *theirs]
+    rows = []
+    for size in results.sizes(T):
+        extra = [
+            results.value(size, "forward_cells", OURS),
+            results.value(size, "forward_infer", OURS, kind="ids"),
+        ]
+        forward, both = (compared(results, size, case) for case in ("forward_infer", "forward_backward"))
+        rows.append([str(size.H), str(size.B), *forward, *map(number, extra), *both])
+    return table(head, rows)
+
+
+def step_table(results: Results) -> str:
+    """One step: the whole call, eager and as a CUDA graph."""
+    head = ["H", "B", "eager", "fp16", "bf16", "ratio", "CUDA graph", "fp16", "bf16", "ratio"]
+    sizes = results.sizes(1, "eager")
+    return table(
+        head,
+        [
+            [str(size.H), str(size.B)]
+            + [cell for mode in ("eager", "graph") for cell in compared(results, size, "forward_infer", mode)]
+            for size in sizes
+        ],
+    )
+
+
+def weights_table(results: Results, T: int) -> str:
+    """Small batches: how fast the recurrent weights are read, which is what bounds a step there."""
+    rows = []
+    for size in results.sizes(T):
+        step = results.value(size, "forward_infer", OURS)
+        if size.B <= 16 and step is not None:
+            weights = 2 * 4 * size.H**2
+            rate = weights / step / 1e6  # bytes a microsecond -> TB/s
+            rows.append([str(size.H), str(size.B), f"{weights / 1e6:.1f}", number(step), f"{rate:.2f}"])
+    return table(["H", "B", "weights, MB", "forward, µs a step", "weights read, TB/s"], rows) if rows else ""
+
+
+def memory_table(results: Results, T: int) -> str:
+    """Peak memory of a call beyond inputs and parameters, in MiB."""
+    head = ["H", "B", "forward", "fp16", "bf16", "every c_t", "forward + backward", "fp16", "bf16"]
+    columns = [
+        *(("forward_infer", who, dtype) for who, dtype in LAYERS),
+        ("forward_cells", OURS, "bf16"),
+        *(("forward_backward", who, dtype) for who, dtype in LAYERS),
+    ]
+    rows = []
+    for size in results.sizes(T):
+        peaks = [results.value(size, *column, metric="peak_memory") for column in columns]
+        rows.append([str(size.H), str(size.B), *(NONE if peak is None else f"{peak:,.0f}" for peak in peaks)])
+    return table(head, rows) if any(set(row[2:]) != {NONE} for row in rows) else ""
+
+
+def rival_table(results: Results) -> str:
+    """Every contestant where the rivals were tried; a reason in place of a number that there is not."""
+    sizes = sorted({size_of(row) for row in results.rows if row["contestant"] in RIVALS}, reverse=True)
+    rows: list[list[str]] = []
+    reasons: dict[str, str] = {}
+    for size in sizes:
+        for contestant, dtype in (*LAYERS, *((name, "bf16") for name in RIVALS)):
+            cells = []
+            for case in ("forward_infer", "forward_backward"):
+                row = results.row(size, case, contestant, dtype, metric="time_per_step", mode="queued", kind="dense")
+                if row and row["note"]:
+                    mark = reasons.setdefault(row["note"], f"[{len(reasons) + 1}]")
+                    cells.append(f"{NONE} {mark}")
+                else:
+                    cells.append(number(float(row["median"])) if row and row["median"] else NONE)
+            rows.append([f"{size.H}", f"{size.B}", f"{contestant} {dtype}", *cells])
+    if not rows:
+        return ""
+    text = table(["H", "B", "layer", "forward", "forward + backward"], rows)
+    notes = "".join(f"\n{mark} {reason}." for reason, mark in reasons.items())
+    return text + (f"\n{notes}" if notes else "")
+
+
+def distinct(results: Results, name: str, contestant: str | None = None) -> str:
+    """The values of a column, without repeats."""
+    values = [row[name] for row in results.rows if row[name] and contestant in (None, row["contestant"])]
+    return ", ".join(dict.fromkeys(values))
+
+
+def caption(results: Results) -> str:
+    """GPU and versions, from the rows."""
+    parts = [distinct(results, "gpu")]
+    versions = [
+        ("driver", distinct(results, "driver")),
+        ("torch", distinct(results, "torch")),
+        ("triton", distinct(results, "triton")),
+        ("", distinct(results, "version", THEIRS)),
+        ("fastlstm", distinct(results, "version", OURS)),
+        ("commit", distinct(results, "commit")),
+    ]
+    versions += [(name, distinct(results, "version", name)) for name in RIVALS]
+    parts += [f"{name} {value}".strip() for name, value in versions if value]
+    days = sorted({row["date"] for row in results.rows})
+    return "; ".join([*parts, " to ".join(dict.fromkeys([days[0], days[-1]]))])
+
+
+def losses(results: Results) -> str:
+    """Where nn.LSTM is faster, and what ``fastlstm.LSTM`` runs there by itself."""
+    lost = []
+    for T in sorted({size_of(row).T for row in results.rows}, key=lambda T: (T != 128, T)):
+        for size in results.sizes(T):
+            for case, name in (("forward_infer", "forward"), ("forward_backward", "forward + backward")):
+                ratio = results.ratio(size, case)
+                if ratio is not None and ratio < 1:
+                    chosen = choices(results, size, case)
+                    lost.append(f"H={size.H} B={size.B} T={T} {name} {times(ratio)}{f' ({chosen})' if chosen else ''}")
+    if not lost:
+        return "nn.LSTM was faster at none of the sizes measured."
+    return (
+        f"nn.LSTM is faster at {len(lost)} of what was measured (in parentheses what `fastlstm.LSTM` runs there unless "
+        f"told otherwise): {'; '.join(lost)}."
+    )
+
+
+def choices(results: Results, size: Size, case: str) -> str:
+    """What runs when no backend is forced, by dtype."""
+    chosen = []
+    for dtype in ("bf16", "fp16"):
+        row = results.row(size, case, OURS, dtype, metric="time_per_step", mode="queued", kind="dense")
+        if row and row["auto"]:
+            chosen.append(f"{dtype}: {row['auto']}")
+    return ", ".join(chosen)
+
+
+def details(summary: str, text: str) -> str:
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
+def section(rows: Iterable[Row]) -> str:
+    """All that stands between README's markers."""
+    results = Results(rows)
+    if not results.rows:
+        raise ValueError("there are no rows measured on a GPU")
+    parts = [
+        "Microseconds a step of one layer with 256 inputs, its input product included, T = 128: `fastlstm.LSTM` in\n"
+        "bf16 with its Triton kernels, `torch.nn.LSTM` in fp16 and bf16, and the time of its faster one over ours:\n"
+        "bold where we lose. Medians of interleaved runs, the GPU's time alone.",
+        speed_table(results, 128),
+        losses(results),
+        f"*{caption(results)}.*",
+    ]
+    folded = [
+        ("T = 512", speed_table(results, 512) if results.sizes(512) else ""),
+        ("One step (T = 1): the whole call in microseconds", step_table(results) if results.sizes(1, "eager") else ""),
+        ("Small batches: how fast the weights are read", weights_table(results, 128)),
+        ("Peak memory of a call beyond inputs and parameters, MiB, T = 128", memory_table(results, 128)),
+        ("Other kernels, microseconds a step, T = 128", rival_table(results)),
+    ]
+    return "\n\n".join(parts + [details(summary, text) for summary, text in folded if text])
+
+
+def insert(readme: str, text: str) -> str:
+    """README with ``text`` between its markers; ValueError if it has not exactly one pair of them."""
+    pattern = re.compile(rf"^{re.escape(BEGIN)}$.*?^{re.escape(END)}$", re.MULTILINE | re.DOTALL)
+    if len(pattern.findall(readme)) != 1:
+        raise ValueError(f"README.md: expected the lines {BEGIN} and {END} once, in this order")
+    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", readme)
+
+
+def points(results: Results) -> dict[str, dict[int, list[tuple[int, float]]]]:
+    """What the plot shows: for each case and H, (B, ratio) at T = 128."""
+    shown: dict[str, dict[int, list[tuple[int, float]]]] = {}
+    for case in ("forward_infer", "forward_backward"):
+        lines: dict[int, list[tuple[int, float]]] = {}
+        for size in results.sizes(128):
+            ratio = results.ratio(size, case)
+            if ratio is not None:
+                lines.setdefault(size.H, []).append((size.B, ratio))
+        shown[case] = lines
+    return shown
+
+
+def digest(results: Results) -> str:
+    """Names the plot's numbers inside its file, so that an old plot can be told."""
+    return hashlib.sha256(repr(points(results)).encode()).hexdigest()[:16]
+
+
+def plot(rows: Iterable[Row], path: Path) -> None:
+    """The ratio by batch size, a line for each hidden size; above 1 we are faster."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    results = Results(rows)
+    # Fixed ids and no date: the same rows give the same file.
+    with matplotlib.rc_context({"svg.hashsalt": "fastlstm", "svg.fonttype": "none", "font.size": 9}):
+        figure = Figure(figsize=(8, 3.4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        titles = {"forward_infer": "forward", "forward_backward": "forward + backward"}
+        for axes, (case, lines) in zip(panels, points(results).items(), strict=True):
+            batches = sorted({B for line in lines.values() for B, _ in line})
+            for H, line in sorted(lines.items()):
+                axes.plot(
+                    [batches.index(B) for B, _ in line], [ratio for _, ratio in line], marker="o", label=f"H = {H}"
+                )
+            axes.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
+            axes.set(title=titles[case], xlabel="sequences in the batch", ylim=(0, None))
+            axes.set_xticks(range(len(batches)), [str(B) for B in batches])
+            axes.grid(axis="y", alpha=0.3)
+        panels[0].set_ylabel("times as fast as nn.LSTM (T = 128)")
+        panels[1].legend(frameon=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".new")
+        figure.savefig(beside, format="svg", metadata={"Date": None, "Description": f"rows {digest(results)}"})
+    beside.replace(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="renew README.md and the plot")
+    parser.add_argument("--results", type=Path, default=RESULTS / "lstm.csv")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--plot", type=Path, default=PLOT)
+    options = parser.parse_args(arguments)
+    rows = load(options.results)
+    try:
+        text = section(rows)
+        if not options.write:
+            print(text)
+            return 0
+        renewed = insert(options.readme.read_text(encoding="utf-8"), text)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    beside = options.readme.with_name(options.readme.name + ".new")
+    beside.write_text(renewed, encoding="utf-8")
+    beside.replace(options.readme)
+    plot(rows, options.plot)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,183 @@
+"""Which kernel runs, and what is said about it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fastlstm import LSTM, backends, explain
+from fastlstm.backends import VARIABLE, Call, choose, warn_of_fallback
+
+BF16 = Call(hidden_size=2048, batch_size=128, dtype=torch.bfloat16, capability=(9, 0))
+SMALL = Call(hidden_size=1024, batch_size=16, dtype=torch.float16, capability=(9, 0))
+
+
+@pytest.fixture(autouse=True)
+def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setattr(backends, "HAS_TRITON", True)
+
+
+@pytest.fixture
+def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No interpreter: what a machine with a GPU would choose."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+
+
+@pytest.mark.usefixtures("_on_a_gpu")
+@pytest.mark.parametrize(
+    ("call", "backend", "reason"),
+    [
+        (BF16, "triton", r"the fused kernels; .* near H=2048 B=128 torch\.bfloat16"),
+        (SMALL, "cudnn", r"2\.0 us a step against 3\.6 at H=1024 B=16"),
+        (replace(SMALL, dtype=torch.bfloat16), "triton", "the fused kernels"),
+        (replace(SMALL, batch_size=128), "triton", "the fused kernels"),
+        (replace(SMALL, batch_size=20), "triton", "the fused kernels"),
+        (replace(SMALL, num_layers=2), "triton", "the fused kernels"),
+        (replace(SMALL, bidirectional=True), "triton", "the fused kernels"),
+        (replace(SMALL, input_size=100), "triton", "the fused kernels"),
+        (replace(SMALL, cells=True), "triton", "cuDNN may be faster .* but cuDNN returns no c_t"),
+        (replace(SMALL, resets=True), "triton", "cuDNN has no resets"),
+        (replace(SMALL, ids=True), "triton", "cuDNN reads dense inputs"),
+        (replace(SMALL, compiling=True), "triton", "torch.compile takes cuDNN's LSTM apart"),
+        (replace(BF16, hidden_size=4096, batch_size=2048), "cudnn", "524 us a step against 520"),
+        (replace(BF16, hidden_size=4096, batch_size=512), "triton", "the fused kernels"),
+        (replace(BF16, dtype=torch.float64), "torch", "they have no torch.float64"),
+        (replace(BF16, capability=(7, 5)), "cudnn", r"needs compute capability \(8, 0\), and this GPU has \(7, 5\)"),
+        (replace(BF16, capability=(7, 5), cells=True), "torch", "compute capability"),
+        (replace(BF16, device="cpu"), "torch", "plain PyTorch on cpu"),
+    ],
+)
+def test_the_choice_follows_the_measured_rows(call: Call, backend: str, reason: str) -> None:
+    choice = choose(call)
+    assert choice.backend == backend
+    assert re.search(reason, choice.reason), choice.reason
+    assert choice.fallback == ("cannot run this call" in choice.reason)
+    assert str(choice) == f"{backend}: {choice.reason}"
+
+
+@pytest.mark.usefixtures("_on_a_gpu")
+@pytest.mark.parametrize(
+    ("call", "backend", "message"),
+    [
+        (replace(BF16, cells=True), "cudnn", "backend='cudnn' cannot run this call: cuDNN returns no c_t"),
+        (replace(BF16, lengths=True), "cudnn", "cuDNN has no lengths="),
+        (replace(BF16, recompute=True), "cudnn", "recompute=True would do nothing"),
+        (replace(BF16, device="cpu"), "cudnn", "cuDNN needs an NVIDIA GPU, and the tensors are on cpu"),
+        (replace(BF16, device="cpu"), "triton", "they need an NVIDIA GPU, and the tensors are on cpu"),
+        (replace(BF16, dtype=torch.float64), "triton", "they have no torch.float64"),
+        (BF16, "hopper", "backend: expected 'auto', 'triton', 'cudnn' or 'torch', got 'hopper'"),
+    ],
+)
+def test_a_forced_kernel_that_cannot_run_says_why(call: Call, backend: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        choose(call, backend)
+
+
+def test_the_interpreter_stands_in_for_a_gpu_but_only_when_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    call = Call(hidden_size=8, batch_size=2, dtype=torch.float32, device="cpu")
+    assert choose(call).backend == "torch"
+    assert choose(call, "triton").backend == "triton"
+    with pytest.raises(ValueError, match=r"interpreter multiplies torch\.bfloat16 wrongly"):
+        choose(replace(call, dtype=torch.bfloat16), "triton")
+
+
+def test_the_variable_forces_and_the_argument_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "cudnn")
+    assert str(choose(BF16)) == "cudnn: forced by FASTLSTM_BACKEND"
+    assert str(choose(BF16, "triton")) == "triton: forced by backend"
+    with pytest.raises(ValueError, match="FASTLSTM_BACKEND='cudnn' cannot run this call: cuDNN needs an NVIDIA GPU"):
+        LSTM(5, 4)(torch.zeros(2, 1, 5))
+    monkeypatch.setenv(VARIABLE, "fastest")
+    with pytest.raises(ValueError, match="FASTLSTM_BACKEND: expected 'auto'"):
+        choose(BF16)
+    monkeypatch.setenv(VARIABLE, "")
+    assert choose(BF16).backend == "triton"
+
+
+def test_without_triton_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "HAS_TRITON", False)
+    assert str(choose(BF16)) == "cudnn: the Triton kernels cannot run this call: the package triton is not installed"
+    assert choose(replace(BF16, resets=True)).backend == "torch"
+    with pytest.raises(ValueError, match="the package triton is not installed"):
+        choose(BF16, "triton")
+
+
+def test_a_fallback_warns_once_for_each_reason() -> None:
+    warn_of_fallback.cache_clear()
+    choice = choose(replace(BF16, dtype=torch.float64))
+    with pytest.warns(UserWarning, match=r"fastlstm runs 'torch': .* they have no torch\.float64"):
+        warn_of_fallback(choice)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_fallback(choice)
+    warn_of_fallback.cache_clear()
+
+
+def test_explain_takes_an_lstm_or_sizes() -> None:
+    lstm = LSTM(5, 4, batch_first=True)
+    assert explain(lstm, torch.zeros(3, 2, 5), return_cells=True).backend == "torch"
+    assert str(explain(LSTM(5, 4, backend="triton"), torch.zeros(3, 2, 5))) == "triton: forced by backend"
+    assert explain(hidden_size=2048, batch_size=128, dtype=torch.bfloat16).backend == "triton"
+    assert explain(hidden_size=1024, batch_size=16, dtype=torch.float16, resets=True).backend == "triton"
+    assert explain(hidden_size=1024, batch_size=16, dtype=torch.float16, backend="torch").backend == "torch"
+    with pytest.raises(TypeError, match="hidden"):
+        explain(hidden=2048, batch_size=128, dtype=torch.bfloat16)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="input: expected the tensor"):
+        explain(lstm)  # type: ignore[call-overload]
+
+
+def test_explain_sees_what_the_call_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Call] = []
+    monkeypatch.setattr("fastlstm.lstm.choose", lambda call, backend: seen.append(call))
+    lstm = LSTM(256, 4, batch_first=True, recompute=True, bidirectional=True, num_layers=2)
+    resets = torch.zeros(3, 2, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        explain(lstm, torch.zeros(3, 2, dtype=torch.uint8), resets=resets, lengths=torch.ones(3), return_cells=True)
+    assert seen == [
+        Call(
+            hidden_size=4,
+            batch_size=3,
+            dtype=torch.bfloat16,
+            device="cpu",
+            input_size=256,
+            num_layers=2,
+            bidirectional=True,
+            ids=True,
+            resets=True,
+            lengths=True,
+            cells=True,
+            recompute=True,
+        )
+    ]
+
+
+def test_a_plain_call_does_not_import_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None\n"
+        "import torch, fastlstm\n"
+        "x = torch.zeros(2, 3, 5, requires_grad=True)\n"
+        "fastlstm.LSTM(5, 4)(x)[0].sum().backward()\n"
+        "import fastlstm_kernels.eager\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+@pytest.mark.gpu
+def test_a_gpu_chooses_as_it_says() -> None:
+    lstm = LSTM(128, 256, device="cuda", dtype=torch.float16)
+    x = torch.zeros(3, 16, 128, device="cuda", dtype=torch.float16)
+    assert explain(lstm, x).backend == "cudnn"
+    assert explain(lstm, x, return_cells=True).backend == "triton"
+    assert explain(lstm, torch.zeros(3, 16, device="cuda", dtype=torch.uint8)).backend == "triton"
+    double = LSTM(5, 4, device="cuda", dtype=torch.float64)
+    warn_of_fallback.cache_clear()
+    with pytest.warns(UserWarning, match="fastlstm runs 'torch'"):
+        double(torch.zeros(3, 2, 5, device="cuda", dtype=torch.float64))
