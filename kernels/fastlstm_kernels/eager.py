@@ -68,8 +68,7 @@ def lstm_forward(
         torch.mul(f, c_prev, out=scratch)
         c_prev = torch.addcmul(scratch, i, g, out=c)
         torch.tanh(c, out=scratch)
-        scratch.mul_(o)
-        h_prev = h_t.copy_(scratch).to(dtype)
+        h_prev = torch.mul(o, scratch, out=h_t) if h.dtype == dtype else h_t.copy_(scratch.mul_(o)).to(dtype)
     return EagerForward(h, c_prev.clone() if save_cells else c_prev, cells, gates)
 
 

@@ -12,8 +12,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastlstm.cli import Help, run_command
+from fastlstm.cli import _command, _quiet, run_command
 from fastlstm.errors import InputError
+from fastlstm.files import only_writer
 
 if TYPE_CHECKING:
     from fastlstm_probes.concepts.labelling import LabelSummary
@@ -38,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_label(commands.add_parser("label", help="write labelled text that `fastlstm dump` reads"))
     _add_fit(commands.add_parser("fit", help="fit probes on a states store"))
 
-    report = _command(commands, "report", "write one self-contained HTML page of the results", _report)
+    report = _command(commands, "report", _report, "write one self-contained HTML page of the results")
     report.add_argument("--results", type=Path, required=True, help="folder that `fit` wrote to")
     report.add_argument("--out", type=Path, required=True, help="HTML file to write")
     report.add_argument("--run", type=Path, help="training run folder: loss curve and configuration")
@@ -54,14 +55,15 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(metavar="{sst,reviews,lines,treebank}", required=True)
     documents = "documents to label, or 'all'"
 
-    sst = _command(commands, "sst", "Stanford Sentiment Treebank, binary sentences, label 0/1", _label_sst)
+    sst = _command(commands, "sst", _label_sst, "Stanford Sentiment Treebank, binary sentences, label 0/1")
     sst.add_argument("folder", type=Path, help="folder with {train,dev,test}_binary_sent.csv")
 
     reviews = _command(
         commands,
         "reviews",
-        "held-out reviews of a prepared corpus, label 0/1 by their stars (more or fewer than 3)",
         _label_reviews,
+        "held-out reviews of a prepared corpus, label 0/1 by their stars (more or fewer than 3)",
+        "Of reviews with the same text one is taken; the splits are by a hash of the text.",
     )
     reviews.add_argument("corpus", type=Path, help="corpus folder that `fastlstm prepare` wrote")
     reviews.add_argument("--documents", type=_count_or("all"), default="all", help=documents)
@@ -80,19 +82,19 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     )
     reviews.add_argument("--seed", type=_natural, default=0, help="chooses and splits the documents")
 
-    lines = _command(commands, "lines", "a text file, every line a document, tagged by NLTK", _label_lines)
+    lines = _command(commands, "lines", _label_lines, "a text file, every line a document, tagged by NLTK")
     lines.add_argument("file", type=Path, help="UTF-8 text; blank lines and WikiText headings are left out")
     lines.add_argument("--documents", type=_count_or("all"), default="all", help=documents)
     lines.add_argument("--tags", choices=("nltk", "none"), default="nltk", help="NLTK's tagger, or no tags")
 
     treebank = _command(
-        commands, "treebank", "NLTK's sample of the Penn Treebank, gold tags (NLTK_DATA)", _label_treebank
+        commands, "treebank", _label_treebank, "NLTK's sample of the Penn Treebank, gold tags (NLTK_DATA)"
     )
     treebank.add_argument("--documents", type=_count_or("all"), default="1000", help=documents)
 
     for command in (sst, reviews, lines, treebank):
         command.add_argument("--out", type=Path, required=True, help="corpus folder to write")
-        _add_quiet(command)
+        _quiet(command)
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
@@ -100,18 +102,21 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     sentiment = _command(
         commands,
         "sentiment",
+        _fit_sentiment,
         "L1 logistic regression of document labels 0/1 on the last cell states, C = 2^-8..2^0 by validation "
         "accuracy (Radford et al. 2017), one neuron, TF-IDF and baselines",
-        _fit_sentiment,
     )
     pos = _command(
         commands,
         "pos",
-        "one L1 logistic regression per part of speech on the cell states of bytes or words, then on the top 1, "
-        "2 and 3 cells (Carvalho 2018), and baselines",
         _fit_pos,
+        "one L1 logistic regression per part of speech on the cell states of bytes or words, then on the top 1, "
+        "2 and 3 cells (Carvalho 2018), the best single cell by average precision, and baselines",
     )
     sentiment.add_argument("store", type=Path, help="states store with one row per document")
+    sentiment.add_argument(
+        "--skip-unlabelled", action="store_true", help="text without labels is not an error: fit nothing"
+    )
     pos.add_argument("store", type=Path, help="states store of tagged text, rows all, word or every:K")
     pos.add_argument(
         "--group",
@@ -152,22 +157,7 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
             default=100,
             help="iterations of liblinear per fit: bounds its time; fits that did not converge are marked",
         )
-        _add_quiet(command)
-
-
-def _command(
-    commands: argparse._SubParsersAction[argparse.ArgumentParser],
-    name: str,
-    description: str,
-    run: Callable[[argparse.Namespace], None],
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=description, description=description, formatter_class=Help)
-    parser.set_defaults(command=run)
-    return parser
-
-
-def _add_quiet(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quiet", action="store_true", help="no progress bars on stderr")
+        _quiet(command)
 
 
 def _count(text: str) -> int:
@@ -250,18 +240,26 @@ def _label_treebank(options: argparse.Namespace) -> None:
 
 
 def _fit_sentiment(options: argparse.Namespace) -> None:
+    import numpy as np
+
     from fastlstm.states import open_states
-    from fastlstm_probes.results import save_result
+    from fastlstm_probes.results import SentimentResult, result_path, save_result
     from fastlstm_probes.sentiment import fit_sentiment
 
-    result = fit_sentiment(
-        open_states(options.store),
-        untrained=open_states(options.untrained) if options.untrained else None,
-        seed=options.seed,
-        max_iter=options.max_iter,
-        progress=not options.quiet,
-    )
-    path = save_result(options.out, result)
+    store = open_states(options.store)
+    if options.skip_unlabelled and np.isnan(store.document_label).all():
+        print(f"{options.store}: its text has no labels: nothing to fit")
+        return
+    untrained = open_states(options.untrained) if options.untrained else None
+    with only_writer(result_path(options.out, SentimentResult)):  # a folder that cannot be written fails before the fit
+        result = fit_sentiment(
+            store,
+            untrained=untrained,
+            seed=options.seed,
+            max_iter=options.max_iter,
+            progress=not options.quiet,
+        )
+        path = save_result(options.out, result)
     _print_sentiment(result)
     print(f"written: {path}")
 
@@ -269,25 +267,27 @@ def _fit_sentiment(options: argparse.Namespace) -> None:
 def _fit_pos(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
     from fastlstm_probes.part_of_speech import fit_part_of_speech
-    from fastlstm_probes.results import save_result
+    from fastlstm_probes.results import PartOfSpeechResult, result_path, save_result
 
     store = open_states(options.store)
     if options.skip_untagged and store.word_tag is None:
         print(f"{options.store}: its text has no tagged words: nothing to fit")
         return
-    result = fit_part_of_speech(
-        store,
-        untrained=open_states(options.untrained) if options.untrained else None,
-        group=options.group,
-        C=options.C,
-        split=options.split,
-        max_rows=options.max_rows,
-        seed=options.seed,
-        max_iter=options.max_iter,
-        n_jobs=options.jobs,
-        progress=not options.quiet,
-    )
-    path = save_result(options.out, result)
+    untrained = open_states(options.untrained) if options.untrained else None
+    with only_writer(result_path(options.out, PartOfSpeechResult)):
+        result = fit_part_of_speech(
+            store,
+            untrained=untrained,
+            group=options.group,
+            C=options.C,
+            split=options.split,
+            max_rows=options.max_rows,
+            seed=options.seed,
+            max_iter=options.max_iter,
+            n_jobs=options.jobs,
+            progress=not options.quiet,
+        )
+        path = save_result(options.out, result)
     _print_part_of_speech(result)
     print(f"written: {path}")
 
@@ -296,7 +296,7 @@ def _report(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
     from fastlstm_probes.report import write_report
 
-    write_report(
+    no_figure = write_report(
         options.out,
         run=options.run,
         results=options.results,
@@ -304,6 +304,8 @@ def _report(options: argparse.Namespace) -> None:
         samples=options.samples,
         readme_figure=options.readme_figure,
     )
+    if no_figure:
+        print(f"not written: {options.readme_figure}: {no_figure}")
     print(f"written: {options.out}")
 
 
@@ -316,6 +318,8 @@ def _print_labelled(summary: LabelSummary) -> None:
     for split, documents in summary.documents.items():
         labels = ", ".join(f"{count:,} {label}" for label, count in summary.labels[split].items() if count)
         print(f"{split:6s}{documents:9,} documents (labels: {labels})")
+    if summary.duplicates:
+        print(f"{summary.duplicates:,} documents left out: the same text as another's")
     if summary.tags:
         commonest = ", ".join(f"{tag} {count:,}" for tag, count in list(summary.tags.items())[:8])
         print(f"{summary.words:,} tagged words: {commonest}, ...")
@@ -354,6 +358,8 @@ def _print_sentiment(result: SentimentResult) -> None:
 
 
 def _print_part_of_speech(result: PartOfSpeechResult) -> None:
+    from fastlstm_probes.findings import part_of_speech_sentences
+
     _print_provenance(result.provenance)
     rows = result.rows
     print(
@@ -365,18 +371,30 @@ def _print_part_of_speech(result: PartOfSpeechResult) -> None:
         cells = "all cells" if overall.k == "all" else f"{overall.k} per tag"
         print(f"{cells:<24s}{100 * overall.accuracy:8.1f}{100 * overall.precision:11.1f}{100 * overall.recall:8.1f}")
     _print_scores(result.baselines)
-    print("\n                            all cells, %                      one cell, %")
-    print("tag       rows   cells     prec. recall av.prec.     cell   prec. recall av.prec.")
+    print("\n                            all cells, %                  k = 1, %                         best cell, %")
+    print(
+        "tag       rows   cells     prec. recall av.prec.    cell  prec. recall av.prec.    cell  prec. recall av.prec."
+        " untrained"
+    )
     for row in result.tags:
         of_k = {score.k: score for score in row.by_k}
         shown = [
-            f"{100 * of_k[k].precision:6.1f}{100 * of_k[k].recall:7.1f}"
-            + (f"{100 * average:8.1f}" if (average := of_k[k].average_precision) is not None else f"{'-':>8s}")
-            for k in ("all", "1")
+            f"{100 * score.precision:6.1f}{100 * score.recall:7.1f}{_percent(score.average_precision)}"
+            for score in (of_k["all"], of_k["1"], row.best)
         ]
         cell = str(row.top[0]) if row.top else "-"
+        untrained = _percent(row.untrained_best.average_precision if row.untrained_best else None)
         flag = "" if row.converged else "  not converged"
-        print(f"{row.tag:<7s}{row.positive:7,}{row.features_used:8,}   {shown[0]}{cell:>10s}  {shown[1]}{flag}")
+        print(
+            f"{row.tag:<7s}{row.positive:7,}{row.features_used:8,}   {shown[0]}{cell:>9s} {shown[1]}"
+            f"{row.best.unit:>9d} {shown[2]}{untrained:>10s}{flag}"
+        )
+    for sentence in part_of_speech_sentences(result)[:1]:
+        print(f"\n{sentence}")
+
+
+def _percent(share: float | None) -> str:
+    return f"{100 * share:8.1f}" if share is not None else f"{'-':>8s}"
 
 
 if __name__ == "__main__":

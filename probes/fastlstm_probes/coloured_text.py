@@ -124,12 +124,19 @@ def labelled_documents(
 
 
 def tagged_documents(
-    states: States, unit: int, *, tag: str, group: Callable[[str], str], count: int, longest: int
+    states: States,
+    unit: int,
+    *,
+    tag: str,
+    group: Callable[[str], str],
+    count: int,
+    longest: int,
+    centre: float = 0.0,
 ) -> list[ColouredDocument]:
     """Return held-out documents cut into words with their tags, `tag` marked.
 
-    group: a stored tag to the tag that the probe used. Documents where `tag` occurs come first. `states` must store
-    every byte, words and `unit`.
+    group: a stored tag to the tag that the probe used. Documents where `tag` occurs come first. The colour is tanh
+    of the cell minus `centre`. `states` must store every byte, words and `unit`.
     """
     if states.word_start is None or states.word_tag is None or states.attributes.text.tagset is None:
         return []
@@ -138,7 +145,7 @@ def tagged_documents(
     of = np.searchsorted(states.document_offset, starts, side="right") - 1
     holding = set(of.tolist())
     ordered = sorted(held_out(states), key=lambda d: d not in holding)
-    return [_document(states, d, unit, longest, 0.0, group, tag) for d in _pick(states, ordered, count, longest)]
+    return [_document(states, d, unit, longest, centre, group, tag) for d in _pick(states, ordered, count, longest)]
 
 
 def _pick(states: States, documents: list[int], count: int, longest: int) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastlstm_probes.concepts.penn import OTHER, SPACE
-from fastlstm_probes.results import PartOfSpeechResult, Score, SentimentResult, TagRow, TagScore
+from fastlstm_probes.results import BestCell, PartOfSpeechResult, Score, SentimentResult, TagRow
 from fastlstm_probes.sentiment import (
     ALL_CELLS,
     MAJORITY,
@@ -14,15 +14,19 @@ from fastlstm_probes.sentiment import (
     UNTRAINED_BEST_CELL,
 )
 
-# Of the three meanings of "one neuron": the one whose threshold the result stores.
-
 # A tag has a neuron if one cell ranks and finds its bytes this much better than chance does.
 MARGIN = 0.25
+# And this much better than the untrained model's best cell. Both average precisions are about means over the tag's n
+# test rows, so that their difference has a standard error of at most sqrt(0.5 / n): two of them at n = 200.
+UNTRAINED_MARGIN = 0.1
 NEURON_DEFINITION = (
-    "A tag has a neuron if the probe on its single largest-weight cell (k = 1) reaches, on held-out text, an average "
-    f"precision at least {MARGIN} above the tag's share of the rows (what a random ranking reaches) and an F1 at least "
-    f"{MARGIN} above 2p/(1+p), p that share (what always answering yes reaches). "
-    "SPACE and punctuation are not counted, as the byte just read gives them away, nor is the rest class OTHER."
+    "Of all cells, the one that ranks a tag's training rows best by its value alone (average precision, high or low "
+    "values first) is the tag's best cell. It is the tag's neuron if it reaches, on held-out text, an average "
+    f"precision at least {MARGIN} above the tag's share of the rows (what a random ranking reaches) and at least "
+    f"{UNTRAINED_MARGIN} above that of the untrained model's best cell, chosen in the same way, and, at the threshold "
+    f"of the best F1 on the training rows, an F1 at least {MARGIN} above 2p/(1+p), p that share (what always answering "
+    "yes reaches). SPACE and punctuation are not counted, as the byte just read gives them away, nor is the rest class "
+    "OTHER."
 )
 
 
@@ -37,11 +41,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class TagFinding:
-    """A row of the per-tag table and what it is judged by; `one`: the probe on one cell, None if no weight is left."""
+    """A row of the per-tag table and what it is judged by."""
 
     row: TagRow
     share: float
-    one: TagScore | None
     word: bool  # a part of speech: not SPACE, OTHER or punctuation
     neuron: bool
 
@@ -95,18 +98,17 @@ def sentiment_sentences(result: SentimentResult) -> list[str]:
 
 
 def tag_findings(result: PartOfSpeechResult) -> list[TagFinding]:
-    """Judge every tag; the tags that one cell finds best come first."""
+    """Judge every tag; those whose best cell is furthest above chance and above the untrained model's come first."""
     found = [_judge(row) for row in result.tags]
     return sorted(found, key=lambda f: (-_lift(f), f.row.tag))
 
 
 def best_tag(findings: list[TagFinding]) -> TagFinding | None:
     """The part of speech that one cell finds best; another class only if there is nothing else."""
-    usable = [finding for finding in findings if finding.row.top]
-    return next((finding for finding in usable if finding.word), usable[0] if usable else None)
+    return next((finding for finding in findings if finding.word), findings[0] if findings else None)
 
 
-def f1(shown: TagScore) -> float:
+def f1(shown: BestCell) -> float:
     total = shown.precision + shown.recall
     return 2 * shown.precision * shown.recall / total if total else 0.0
 
@@ -117,14 +119,15 @@ def part_of_speech_sentences(result: PartOfSpeechResult) -> list[str]:
     having = [finding for finding in words if finding.neuron]
     own = "has a neuron of its own" if len(having) == 1 else "have a neuron of their own"
     named = ", ".join(
-        f"{finding.row.tag} cell {finding.row.top[0]} ({finding.one.average_precision:.2f})"
+        f"{finding.row.tag} cell {finding.row.best.unit} ({finding.row.best.average_precision:.2f})"
         for finding in having
-        if finding.one is not None
     )
     sentences = [
         f"{len(having)} of {len(words)} parts of speech {own}"
         + (f" (average precision of that cell alone): {named}." if named else ".")
     ]
+    if result.provenance.untrained_store is None:
+        sentences.append("No untrained model was given, so they are judged by chance alone.")
     overall = {row.k: row for row in result.overall}
     if "all" in overall and "1" in overall:
         baselines = ", ".join(f"{row.name} {percent(row.test)}" for row in result.baselines)
@@ -138,19 +141,21 @@ def part_of_speech_sentences(result: PartOfSpeechResult) -> list[str]:
 
 def _judge(row: TagRow) -> TagFinding:
     share = row.positive / max(row.positive + row.negative, 1)
-    one = next((shown for shown in row.by_k if shown.k == "1"), None) if row.top else None
+    best, untrained = row.best, row.untrained_best
     word = row.tag not in (SPACE, OTHER) and any(character.isalpha() for character in row.tag)
     clear = (
-        one is not None
-        and one.average_precision is not None
-        and one.average_precision >= share + MARGIN
-        and f1(one) >= 2 * share / (1 + share) + MARGIN
+        best.average_precision is not None
+        and best.average_precision >= share + MARGIN
+        and (untrained is None or best.average_precision >= (untrained.average_precision or 0) + UNTRAINED_MARGIN)
+        and f1(best) >= 2 * share / (1 + share) + MARGIN
     )
-    return TagFinding(row, share, one, word, clear)
+    return TagFinding(row, share, word, clear)
 
 
 def _lift(finding: TagFinding) -> float:
-    """Average precision of one cell above a random ranking's."""
-    if finding.one is None or finding.one.average_precision is None:
+    """Average precision of the best cell above a random ranking's and above the untrained model's best cell's."""
+    best, untrained = finding.row.best, finding.row.untrained_best
+    if best.average_precision is None:
         return -1.0
-    return finding.one.average_precision - finding.share
+    bars = [finding.share, untrained.average_precision or 0.0 if untrained is not None else 0.0]
+    return best.average_precision - max(bars)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from fastlstm.corpus.manifest import SPLITS
 from fastlstm.states import States
 from fastlstm_probes.results import PartOfSpeechResult, Provenance, SentimentResult
 from fastlstm_probes.run_files import Run, Sample
@@ -30,9 +31,12 @@ def origins(
             ("training step", f"{source.model_step:,}"),
             ("text, sha256", source.text_sha256),
             ("text", source.text_kind + (", synthetic" if source.synthetic else "")),
+            ("tags of its words", source.tags),
+            ("documents of each split", "all" if source.documents is None else f"the first {source.documents:,}"),
             ("states store", source.store),
             ("states store, untrained", source.untrained_store or "none was given"),
             ("rows", rows_in_words(source.rows)),
+            ("stored states", f"{source.dtype}, {source.batch_size} documents side by side"),
             ("state at a document's start", "zero" if source.state == "document" else "carried on"),
             ("split", f"by {source.split}"),
             ("seed", str(source.seed)),
@@ -74,7 +78,7 @@ def commands(
     sentiment: SentimentResult | None,
     pos: PartOfSpeechResult | None,
 ) -> list[str]:
-    """The command of every step; words in capitals are paths and recipes that no file records."""
+    """The command of every step; words in capitals are paths, recipes and choices of text that no result records."""
     folder = _quoted(run.folder) if run is not None else "RUN"
     lines = []
     if run is not None:
@@ -89,15 +93,15 @@ def commands(
     if sentiment is not None:
         lines += _fit_commands(sentiment.provenance, "sentiment", [], folder, results)
     if pos is not None:
-        strengths = {row.C for row in pos.tags}
         limited = pos.rows["train"] < pos.rows["train_available"]
         options = [
             "--group" if pos.group else "--no-group",
-            f"--C {strengths.pop():g}" if len(strengths) == 1 else "--C sweep",
+            "--C sweep" if pos.C is None else f"--C {pos.C!r}",
             f"--split {pos.provenance.split}",
             f"--max-rows {pos.rows['train'] if limited else 'all'}",
         ]
         lines += _fit_commands(pos.provenance, "pos", options, folder, results)
+    lines = list(dict.fromkeys(lines))  # one text may serve both probes
     given = [("run", run.folder if run is not None else None), ("results", results), ("samples", samples)]
     options = [f"--{name} {_quoted(path)}" for name, path in given if path is not None]
     lines.append(" ".join(["fastlstm-probes report", *options, f"--states STATES --out {_quoted(out)}"]))
@@ -106,14 +110,26 @@ def commands(
 
 def _fit_commands(source: Provenance, probe: str, options: list[str], folder: str, results: Path) -> list[str]:
     """From text to one result."""
-    label = {"sst": "sst SST", "lines": "lines FILE", "treebank": "treebank"}.get(source.text_kind, "reviews CORPUS")
-    dump = f"fastlstm dump {folder} LABELLED --rows {source.rows} --state {source.state}"
-    lines = [f"fastlstm-probes label {label} --out LABELLED", f"{dump} --out STATES"]
+    labelled = f"LABELLED_{source.text_sha256[:6].upper()}"
+    states, untrained = f"{probe.upper()}_STATES", f"{probe.upper()}_UNTRAINED"
+    label = {
+        "sst": "sst SST",
+        "lines": f"lines FILE --documents COUNT --tags {source.tags}",
+        "treebank": "treebank --documents COUNT",
+    }.get(source.text_kind, f"reviews CORPUS --documents COUNT --splits SPLITS --seed SEED --tags {source.tags}")
+    dump = [
+        f"fastlstm dump {folder} {labelled}",
+        f"--rows {source.rows} --dtype {source.dtype} --state {source.state} --batch-size {source.batch_size}",
+        *([f"--documents {source.documents}"] if source.documents is not None else []),
+        *([f"--splits {' '.join(source.splits)}"] if source.splits != list(SPLITS) else []),
+        *([f"--units {','.join(map(str, source.cells))}"] if source.cells is not None else []),
+    ]
+    lines = [f"fastlstm-probes label {label} --out {labelled}", " ".join([*dump, f"--out {states}"])]
     if source.untrained_store is not None:
-        lines.append(f"{dump} --untrained --out UNTRAINED")
-        options = [*options, "--untrained UNTRAINED"]
+        lines.append(" ".join([*dump, f"--untrained --out {untrained}"]))
+        options = [*options, f"--untrained {untrained}"]
     options = [*options, f"--seed {source.seed}", f"--max-iter {source.max_iter}", f"--out {_quoted(results)}"]
-    return [*lines, " ".join([f"fastlstm-probes fit {probe} STATES", *options])]
+    return [*lines, " ".join([f"fastlstm-probes fit {probe} {states}", *options])]
 
 
 def _quoted(path: Path) -> str:

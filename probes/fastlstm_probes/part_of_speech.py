@@ -3,7 +3,8 @@
 The protocol of Carvalho 2018 (`concept_neuron.py`). The class of a row is the class of its byte: the tag of the
 word that covers it, SPACE for white space that no word covers, OTHER for any other byte without a word. Each
 class gets a one-vs-all L1 classifier on all cells, then classifiers on the k = 1, 2, 3 cells of its largest |w|.
-All classes together are judged by the largest normalised margin (x . w + b) / ||w||_2.
+All classes together are judged by the largest normalised margin (x . w + b) / ||w||_2. Apart from the classifiers,
+each class gets the cell that ranks its rows best alone (`single_cells.py`), and so does the untrained model.
 
 A classifier without any weight has the margin of the limit w -> 0: +inf everywhere if b > 0, else -inf. Where
 margins tie, the class that is more frequent in train wins, so classifiers without weights name the majority.
@@ -30,7 +31,8 @@ from fastlstm_probes.metrics import (
     weighted_precision_recall,
     wilson,
 )
-from fastlstm_probes.results import KResult, PartOfSpeechResult, Score, TagRow, TagScore, provenance_of
+from fastlstm_probes.results import BestCell, KResult, PartOfSpeechResult, Score, TagRow, TagScore, provenance_of
+from fastlstm_probes.single_cells import Codes, judge_cell, rank_cells, ranking_rows
 from fastlstm_probes.splits import NAMES, SplitRule, check_untrained, limit_rows, read_rows, split_rows
 
 MAJORITY = "majority tag"
@@ -41,7 +43,7 @@ UNTRAINED_ONE = "untrained LSTM: one cell per tag"
 SWEEP_STRENGTHS = tuple(2.0**power for power in range(-4, 1))
 TOP = (1, 2, 3)
 
-Codes = NDArray[np.int16]
+Cells = dict[str, NDArray[np.float32]]  # (rows of a part, U)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ def fit_part_of_speech(
     """Fit every part of speech of a store whose text has tagged words.
 
     Args:
-        untrained: a store of the same rows by the same architecture with its initial weights, for two baselines.
+        untrained: a store of the same rows by the same architecture with its initial weights: two baselines, and
+            per tag the best cell of a model that was never trained.
         group: group the tags as Carvalho 2018 does (every verb is VB, ...; rare tags are OTHER).
         C: inverse L1 strength of every classifier; None: per tag, the one of 2^-4..2^0 with the best accuracy on
             the validation rows (ties: the smallest).
@@ -105,21 +108,30 @@ def fit_part_of_speech(
             needs about 32 bytes of memory per train row and cell (50,000 x 2048: 3.3 GB).
         n_jobs: processes, one tag each at a time; -1: one per core.
 
+    The best cells are chosen on at most 20,000 of the train rows, drawn by `seed`; their thresholds on all of them.
     Classes that the train rows lack have no classifier; test rows of them count as wrong. The intervals of the
     baselines take rows as independent, which the bytes of one word are not: the true ones are wider.
 
     Raises:
-        InputError: text without tags, rows of whole documents, an empty part, fewer than two classes in train.
+        InputError: text without tags, rows of whole documents, an empty part, fewer than two classes in train, an
+            untrained store of something else, `n_jobs` that is no number of processes.
     """
     started = time.perf_counter()
+    if n_jobs != -1 and n_jobs < 1:
+        raise InputError(f"n_jobs: expected at least 1, or -1 for one process a core, got {n_jobs}")
     if untrained is not None:
         check_untrained(store, untrained)
     rows, available = _choose_rows(store, group, split, max_rows, seed, needs_valid=C is None)
-    fits, X = _fit_tags(store, rows, C, seed, max_iter, n_jobs, progress, "tags")
+    X = _read_cells(store, rows, C)
+    fits = _fit_tags(X, rows, C, seed, max_iter, n_jobs, progress, "tags")
+    best = _best_cells(store, X, rows, fits, seed, progress, "best cells")
+    untrained_best: list[BestCell] | list[None] = [None] * len(fits)
     baselines = [_majority_score(rows), _current_byte_score(store, rows)]
     named_fits = _named(fits, "")
     if untrained is not None:
-        fits_0, X_0 = _fit_tags(untrained, rows, C, seed, max_iter, n_jobs, progress, "untrained")
+        X_0 = _read_cells(untrained, rows, C)
+        fits_0 = _fit_tags(X_0, rows, C, seed, max_iter, n_jobs, progress, "untrained")
+        untrained_best = _best_cells(untrained, X_0, rows, fits_0, seed, progress, "best untrained cells")
         named_fits += _named(fits_0, "untrained ")
         for k, name in (("all", UNTRAINED_ALL), ("1", UNTRAINED_ONE)):
             predicted = _predict(fits_0, k, X_0["test"])
@@ -128,10 +140,15 @@ def fit_part_of_speech(
     return PartOfSpeechResult(
         provenance=provenance_of(store, untrained=untrained, seed=seed, split=split, max_iter=max_iter),
         group=group,
+        C=C,
         rows={part: rows.index[part].size for part in NAMES} | {"train_available": available},
+        ranking_rows=ranking_rows(rows.index["train"].size, seed).size,
         overall=[_overall(fits, k, X["test"], rows.code["test"]) for k in ("all", *map(str, TOP))],
         baselines=baselines,
-        tags=[_tag_row(fit, rows, X, store.units) for fit in fits],
+        tags=[
+            _tag_row(fit, rows, X, store.units, cell, cell_0)
+            for fit, cell, cell_0 in zip(fits, best, untrained_best, strict=True)
+        ],
         units=store.units.tolist(),
         seconds=time.perf_counter() - started,
     )
@@ -181,8 +198,13 @@ def _choose_rows(
     return _Rows(classes, index, {part: code[index[part]] for part in NAMES}), parts.train.size
 
 
+def _read_cells(store: States, rows: _Rows, C: float | None) -> Cells:
+    """The cells by part; the validation rows only where C is chosen by them."""
+    return {part: read_rows(store, rows.index[part]) for part in NAMES if part != "valid" or C is None}
+
+
 def _fit_tags(
-    store: States,
+    X: Cells,
     rows: _Rows,
     C: float | None,
     seed: int,
@@ -190,9 +212,8 @@ def _fit_tags(
     n_jobs: int,
     progress: bool,
     name: str,
-) -> tuple[list[_TagFits], dict[str, NDArray[np.float32]]]:
-    """The fits of every class of the train rows, the most frequent first, and the cells by part."""
-    X = {part: read_rows(store, rows.index[part]) for part in NAMES}
+) -> list[_TagFits]:
+    """The fits of every class of the train rows, the most frequent first."""
     counts = np.bincount(rows.code["train"], minlength=len(rows.classes))
     codes = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
     # Processes, not threads: liblinear draws from one random generator per process, threads would share it.
@@ -202,7 +223,7 @@ def _fit_tags(
             code,
             X["train"],
             rows.code["train"] == code,
-            X["valid"] if C is None else X["valid"][:0],
+            X.get("valid"),
             rows.code["valid"] == code,
             C,
             seed,
@@ -216,7 +237,7 @@ def _fit_tags(
             fits.append(fit)
             bar.set_postfix_str(f"{fit.tag}: {fit.full.nonzero} weights")
             bar.update()
-    return fits, X
+    return fits
 
 
 def _fit_tag(
@@ -224,17 +245,18 @@ def _fit_tag(
     code: int,
     X: NDArray[np.float32],
     y: NDArray[np.bool_],
-    X_valid: NDArray[np.float32],
+    X_valid: NDArray[np.float32] | None,
     y_valid: NDArray[np.bool_],
     C: float | None,
     seed: int,
     max_iter: int,
 ) -> _TagFits:
     others: tuple[L1Fit, ...] = ()
-    if C is None:
+    if X_valid is not None:
         sweep = sweep_l1(X, y, X_valid, y_valid, Cs=SWEEP_STRENGTHS, seed=seed, max_iter=max_iter)
         full, others = sweep.best, sweep.fits
     else:
+        assert C is not None
         full = fit_l1(X, y, C=C, seed=seed, max_iter=max_iter)
     top = []
     for k in TOP:
@@ -245,6 +267,24 @@ def _fit_tag(
             fit = L1Fit(np.zeros(0), full.intercept, full.C, 0, full.converged, full.iterations)
         top.append(_Classifier(str(k), columns, fit))
     return _TagFits(tag, code, full, tuple(top), others)
+
+
+def _best_cells(
+    store: States, X: Cells, rows: _Rows, fits: list[_TagFits], seed: int, progress: bool, name: str
+) -> list[BestCell]:
+    """Each fitted class's best single cell, in the order of `fits`."""
+    code = rows.code["train"]
+    taken = ranking_rows(code.size, seed)
+    chosen = rank_cells(X["train"][taken], code[taken], [fit.code for fit in fits], progress=progress, name=name)
+    return [
+        judge_cell(
+            ranked,
+            int(store.units[ranked.column]),
+            (X["train"][:, ranked.column], code == fit.code),
+            (X["test"][:, ranked.column], rows.code["test"] == fit.code),
+        )
+        for fit, ranked in zip(fits, chosen, strict=True)
+    ]
 
 
 def _predict(fits: list[_TagFits], k: str, X: NDArray[np.float32]) -> Codes:
@@ -259,7 +299,14 @@ def _overall(fits: list[_TagFits], k: str, X: NDArray[np.float32], code: Codes) 
     return KResult(k, accuracy(code, predicted), precision, recall)
 
 
-def _tag_row(fits: _TagFits, rows: _Rows, X: dict[str, NDArray[np.float32]], units: NDArray[np.int32]) -> TagRow:
+def _tag_row(
+    fits: _TagFits,
+    rows: _Rows,
+    X: Cells,
+    units: NDArray[np.int32],
+    best: BestCell,
+    untrained_best: BestCell | None,
+) -> TagRow:
     positive = {part: rows.code[part] == fits.code for part in NAMES}
     count = sum(int(of_part.sum()) for of_part in positive.values())
     by_k = []
@@ -267,6 +314,7 @@ def _tag_row(fits: _TagFits, rows: _Rows, X: dict[str, NDArray[np.float32]], uni
         scores = binary_scores(positive["test"], classifier.margin(X["test"]))
         by_k.append(TagScore(classifier.k, scores.accuracy, scores.precision, scores.recall, scores.average_precision))
     top = fits.full.top(max(TOP))
+    shown = X["train"][:, int(np.flatnonzero(units == best.unit)[0])]
     return TagRow(
         tag=fits.tag,
         positive=count,
@@ -277,7 +325,9 @@ def _tag_row(fits: _TagFits, rows: _Rows, X: dict[str, NDArray[np.float32]], uni
         C=fits.full.C,
         weights=fits.full.weights.tolist(),
         intercept=fits.full.intercept,
-        histogram=histogram_by_class(X["train"][:, top[0]], positive["train"]) if top.size else None,
+        best=best,
+        untrained_best=untrained_best,
+        histogram=histogram_by_class(shown, positive["train"]),
         converged=fits.full.converged,
     )
 

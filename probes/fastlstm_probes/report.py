@@ -6,7 +6,6 @@ What is not given or not found is named in the place where it would stand.
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Sequence
 from importlib import resources
@@ -15,16 +14,16 @@ from typing import Any
 
 import jinja2
 import numpy as np
-from markupsafe import Markup
 
 from fastlstm.errors import InputError
+from fastlstm.files import write_whole
 from fastlstm.states import States
 from fastlstm.version import __version__
 from fastlstm_probes import figures, findings
 from fastlstm_probes.coloured_text import Glyph, held_out, labelled_documents, palette, tagged_documents, visible
 from fastlstm_probes.concepts.penn import group_tag, tag_meaning
 from fastlstm_probes.origins import Facts, commands, origins, rows_in_words
-from fastlstm_probes.results import PartOfSpeechResult, Provenance, SentimentResult, TagRow, load_result
+from fastlstm_probes.results import PartOfSpeechResult, SentimentResult, load_result, result_path
 from fastlstm_probes.run_files import Run, Sample, read_run, read_samples
 from fastlstm_probes.sentiment import ALL_CELLS, MAJORITY, UNTRAINED_BEST_CELL
 
@@ -42,17 +41,18 @@ def write_report(
     states: States | None,
     samples: Path | None,
     readme_figure: Path | None = None,
-) -> None:
+) -> str:
     """Write the report to `out`.
 
     run: folder with `log.jsonl` and `config.json`; results: folder with `sentiment.json` and/or
     `part_of_speech.json`; states: a store of every byte of labelled or tagged documents, for the coloured text;
-    samples: JSON lines of `fastlstm sample`; readme_figure: also write a PNG of the sentiment neuron here. The same
-    input gives the same bytes.
+    samples: JSON lines of `fastlstm sample`; readme_figure: also write a PNG of the sentiment neuron here,
+    if there are a sentiment result and its coloured text. The same input gives the same bytes.
+
+    Returns why `readme_figure` was asked for and not written; empty otherwise.
 
     Raises:
-        InputError: an input that was named is missing or damaged, `states` is of another model than every result, or
-            `readme_figure` is asked for without a sentiment result and its coloured text.
+        InputError: an input that was named is missing or damaged, or two of them are of different models.
     """
     if not results.is_dir():
         raise InputError(
@@ -62,7 +62,7 @@ def write_report(
     written = read_samples(samples) if samples is not None else []
     sentiment, pos = _read_results(results)
     sources = [result.provenance for result in (sentiment, pos) if result is not None]
-    _check_model(states, sources)
+    _check_models(trained, sentiment, pos, states, written)
     no_text = _why_no_text(states, sentiment)
     page = {
         "version": __version__,
@@ -89,15 +89,14 @@ def write_report(
     }
     source = (resources.files("fastlstm_probes") / "report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    if readme_figure is not None:
-        if sentiment is None or states is None or no_text:
-            raise InputError(f"readme_figure: needs a sentiment result and its text: {no_text}")
+    if readme_figure is not None and sentiment is not None and states is not None and not no_text:
         _write(readme_figure, _readme_picture(sentiment, states))
     _write(out, environment.from_string(source).render(page).encode())
+    return no_text if readme_figure is not None else ""
 
 
 def _read_results(folder: Path) -> tuple[SentimentResult | None, PartOfSpeechResult | None]:
-    sentiment, pos = folder / "sentiment.json", folder / "part_of_speech.json"
+    sentiment, pos = result_path(folder, SentimentResult), result_path(folder, PartOfSpeechResult)
     first = load_result(sentiment) if sentiment.is_file() else None
     second = load_result(pos) if pos.is_file() else None
     if first is not None and not isinstance(first, SentimentResult):
@@ -107,26 +106,38 @@ def _read_results(folder: Path) -> tuple[SentimentResult | None, PartOfSpeechRes
     return first, second
 
 
-def _check_model(states: States | None, sources: list[Provenance]) -> None:
-    if states is None or not sources:
-        return
-    model = states.attributes.model.sha256
-    if model not in {source.model_sha256 for source in sources}:
-        raise InputError(
-            f"states: the store is of model {model[:12]}, the results are of model {sources[0].model_sha256[:12]}: "
-            "dump the states of the model that was probed"
-        )
+def _check_models(
+    run: Run | None,
+    sentiment: SentimentResult | None,
+    pos: PartOfSpeechResult | None,
+    states: States | None,
+    samples: list[Sample],
+) -> None:
+    """Everything on one page is of one model."""
+    models = [
+        ("the sentiment result", sentiment.provenance.model_sha256 if sentiment is not None else None),
+        ("the part-of-speech result", pos.provenance.model_sha256 if pos is not None else None),
+        ("the states store", states.attributes.model.sha256 if states is not None else None),
+        ("the run's newest checkpoint", run.model_sha256 if run is not None else None),
+        *((f"sample {number}", sample.model_sha256) for number, sample in enumerate(samples, start=1)),
+    ]
+    named = [(what, model) for what, model in models if model is not None]
+    for what, model in named[1:]:
+        first, expected = named[0]
+        if model != expected:
+            raise InputError(
+                f"{what} is of model {model[:12]}, {first} of model {expected[:12]}: a report is of one model; sample, "
+                "dump and fit again with it"
+            )
 
 
-def _why_no_colour(states: States | None, model: str, unit: int) -> str:
+def _why_no_colour(states: States | None, unit: int) -> str:
     """What keeps cell `unit` from colouring text; empty if nothing does."""
     if states is None:
         return "no states store was given."
     stored = states.attributes
     if stored.rows != "all":
         return f"the states store has the rows {stored.rows!r}; coloured text needs every byte (rows 'all')."
-    if stored.model.sha256 != model:
-        return f"the states store is of model {stored.model.sha256[:12]}, this result of model {model[:12]}."
     if unit not in states.units:
         return f"cell {unit} is not among the {len(states.units)} cells of the states store."
     return ""
@@ -135,7 +146,7 @@ def _why_no_colour(states: States | None, model: str, unit: int) -> str:
 def _why_no_text(states: States | None, result: SentimentResult | None) -> str:
     if result is None:
         return "no sentiment probe was fitted, so there is no neuron to colour text by."
-    why = _why_no_colour(states, result.provenance.model_sha256, result.neuron)
+    why = _why_no_colour(states, result.neuron)
     if why or states is None:
         return why
     labels = states.document_label[held_out(states)]
@@ -150,8 +161,8 @@ def _why_no_text(states: States | None, result: SentimentResult | None) -> str:
 def _why_no_tags(states: States | None, result: PartOfSpeechResult | None) -> str:
     best = findings.best_tag(findings.tag_findings(result)) if result is not None else None
     if result is None or best is None:
-        return "no probe kept a cell, so there is no neuron to colour text by."
-    why = _why_no_colour(states, result.provenance.model_sha256, best.row.top[0])
+        return "no tag was probed, so there is no neuron to colour text by."
+    why = _why_no_colour(states, best.row.best.unit)
     return why or "the states store has no held-out document with tagged words."
 
 
@@ -239,7 +250,7 @@ def _sentiment_classes(result: SentimentResult) -> figures.Classes:
 
 def _text(states: States, result: SentimentResult) -> dict[str, Any]:
     split = "test" if (states.document_split == 2).any() else "validation"
-    centre, shade = _shade(result)
+    centre, shade = _shade(result.neuron, result.threshold)
     return {
         "neuron": result.neuron,
         "shade": shade,
@@ -250,16 +261,16 @@ def _text(states: States, result: SentimentResult) -> dict[str, Any]:
     }
 
 
-def _shade(result: SentimentResult) -> tuple[float, str]:
+def _shade(neuron: int, threshold: float) -> tuple[float, str]:
     """What is subtracted from the cell before tanh, and the formula in words.
 
     Nothing, as in the literature, unless the threshold lies where tanh is flat: then both classes would have one
     colour (cells of small models drift to values of 4 and more), and the colours are centred on the threshold.
     """
-    if abs(result.threshold) <= 1:
-        return 0.0, f"tanh(cell {result.neuron})"
-    sign = "-" if result.threshold > 0 else "+"
-    return result.threshold, f"tanh(cell {result.neuron} {sign} {abs(result.threshold):.2f})"
+    if abs(threshold) <= 1:
+        return 0.0, f"tanh(cell {neuron})"
+    sign = "-" if threshold > 0 else "+"
+    return threshold, f"tanh(cell {neuron} {sign} {abs(threshold):.2f})"
 
 
 def _ends(high: bool, yes: str, no: str) -> tuple[str, str]:
@@ -270,11 +281,12 @@ def _ends(high: bool, yes: str, no: str) -> tuple[str, str]:
 def _part_of_speech(result: PartOfSpeechResult, states: States | None) -> dict[str, Any]:
     judged = findings.tag_findings(result)
     best = findings.best_tag(judged)
-    documents, ends = [], ("", "")
+    documents, ends, shade = [], ("", ""), ""
     if best is not None:
-        neuron = best.row.top[0]
-        ends = _ends(_high(result, best.row), best.row.tag, f"not {best.row.tag}")
-        if states is not None and not _why_no_colour(states, result.provenance.model_sha256, neuron):
+        neuron = best.row.best.unit
+        centre, shade = _shade(neuron, best.row.best.threshold)
+        ends = _ends(best.row.best.sign > 0, best.row.tag, f"not {best.row.tag}")
+        if states is not None and not _why_no_colour(states, neuron):
             documents = tagged_documents(
                 states,
                 neuron,
@@ -282,6 +294,7 @@ def _part_of_speech(result: PartOfSpeechResult, states: States | None) -> dict[s
                 group=lambda tag: group_tag(tag, result.group),
                 count=_TAGGED,
                 longest=_LONGEST,
+                centre=centre,
             )
     return {
         "result": result,
@@ -291,43 +304,35 @@ def _part_of_speech(result: PartOfSpeechResult, states: States | None) -> dict[s
         "meaning": {row.tag: tag_meaning(row.tag, result.group) for row in result.tags},
         "ks": [row.k for row in result.overall],
         "unconverged": any(not row.converged for row in result.tags),
-        "shown": [_tag_figures(result, f) for f in judged if f.row.top and f.word][:_TAG_FIGURES],
+        "shown": [_tag_figures(result, f) for f in judged if f.word][:_TAG_FIGURES],
         "best": best,
         "ends": ends,
+        "shade": shade,
         "documents": documents,
     }
 
 
-def _high(result: PartOfSpeechResult, row: TagRow) -> bool:
-    """Whether high values of the tag's first cell mean the tag."""
-    return row.weights[result.units.index(row.top[0])] > 0
-
-
 def _tag_figures(result: PartOfSpeechResult, finding: findings.TagFinding) -> dict[str, Any]:
     row = finding.row
-    neuron = row.top[0]
+    neuron = row.best.unit
     # Identifiers in SVG: a tag may be punctuation.
     name = "tag-" + "".join(f"{byte:02x}" for byte in row.tag.encode())
-    histogram = Markup("")
-    if row.histogram is not None:
-        shown = row.histogram
-        classes = figures.Classes(
-            shown.edges,
-            shown.negative,
-            shown.positive,
-            f"not {row.tag}",
-            row.tag,
-            _high(result, row),
-            neuron,
-            None,
-        )
-        histogram = figures.class_histogram(classes, f"{name}-classes")
+    classes = figures.Classes(
+        row.histogram.edges,
+        row.histogram.negative,
+        row.histogram.positive,
+        f"not {row.tag}",
+        row.tag,
+        row.best.sign > 0,
+        neuron,
+        row.best.threshold,
+    )
     weights = figures.Weights(row.weights, result.units, neuron, row.tag)
     return {
         "tag": row.tag,
         "neuron": neuron,
         "weights": figures.weight_plot(weights, f"{name}-weights"),
-        "histogram": histogram,
+        "histogram": figures.class_histogram(classes, f"{name}-classes"),
     }
 
 
@@ -350,7 +355,7 @@ def _shown(sample: Sample) -> dict[str, Any]:
 
 
 def _readme_picture(result: SentimentResult, states: States) -> bytes:
-    centre, shade = _shade(result)
+    centre, shade = _shade(result.neuron, result.threshold)
     documents = labelled_documents(states, result.neuron, each=_CANDIDATES, longest=_README_BYTES, centre=centre)
     # Of each class the review in which the neuron moves most, a whole one if there is any.
     reviews = []
@@ -388,9 +393,4 @@ def _swing(review: Sequence[Glyph]) -> float:
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    write_whole(path, content)

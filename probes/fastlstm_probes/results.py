@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import types
 import typing
 from dataclasses import dataclass
@@ -20,10 +19,12 @@ import numpy as np
 import sklearn
 
 from fastlstm.errors import InputError
-from fastlstm.states import States
+from fastlstm.files import write_whole
+from fastlstm.states import States, TextAttributes
 from fastlstm.version import __version__
+from fastlstm_probes.concepts.penn import PENN_TAGS
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ class Provenance:
     text_sha256: str
     text_kind: str
     synthetic: bool  # the text was written by the project's own grammar
+    tags: str  # of its words: "none", "nltk" (NLTK's tagger) or "gold" (the text's own)
+    splits: list[str]  # of the text that were dumped
+    documents: int | None  # dumped of each split, None: all
     rows: str  # the store's rule: which bytes have a row
+    cells: list[int] | None  # dumped, None: all
+    dtype: str  # of the stored states
+    batch_size: int  # documents that were read side by side: decides the last bits of a state
     state: str  # "document": state zero at each document's start; "running": carried on
     seed: int
     split: str  # "document" or "byte": see splits.py
@@ -61,13 +68,26 @@ def provenance_of(store: States, *, untrained: States | None, seed: int, split: 
         text_sha256=attributes.text.sha256,
         text_kind=attributes.text.kind,
         synthetic=attributes.text.synthetic,
+        tags=_tags_of(attributes.text),
+        splits=list(attributes.text.splits),
+        documents=attributes.text.documents,
         rows=attributes.rows,
+        cells=None if attributes.units is None else list(attributes.units),
+        dtype=attributes.dtype,
+        batch_size=attributes.batch_size,
         state=attributes.state,
         seed=seed,
         split=split,
         max_iter=max_iter,
         versions=fitted_with | {f"store {name}": version for name, version in attributes.versions.items()},
     )
+
+
+def _tags_of(text: TextAttributes) -> str:
+    """Who tagged a text: a store does not say, but of the labelled texts only these have the whole Penn tagset."""
+    if text.tagset is None:
+        return "none"
+    return "nltk" if text.tagset == PENN_TAGS and text.kind != "treebank" else "gold"
 
 
 @dataclass(frozen=True)
@@ -158,9 +178,26 @@ class TagScore:
 
 
 @dataclass(frozen=True)
+class BestCell:
+    """The cell with a tag's best average precision on train rows, of either sign (`single_cells.py`), on test rows.
+
+    It says yes where `sign * (value - threshold) > 0`; the threshold is that of the best F1 on train. Precision and
+    recall are 0 where they are 0/0.
+    """
+
+    unit: int
+    sign: int  # +1: high values are the tag; -1: low ones are
+    threshold: float  # on the raw cell state
+    train_average_precision: float  # on the train rows that the cells were ranked on
+    precision: float
+    recall: float
+    average_precision: float | None  # None: the tag is not in the test rows
+
+
+@dataclass(frozen=True)
 class TagRow:
     tag: str
-    positive: int  # rows of the tag over train, valid and test (what was used)
+    positive: int  # rows of the tag over the train rows used, valid and test
     negative: int
     features_used: int
     top: list[int]  # unit ids of the up to three largest |w| that are not zero
@@ -168,7 +205,9 @@ class TagRow:
     C: float
     weights: list[float]  # one per stored unit
     intercept: float
-    histogram: Histogram | None  # of top[0]; None where every weight is zero
+    best: BestCell  # chosen apart from the probe
+    untrained_best: BestCell | None  # the untrained model's, chosen in the same way; None: none was given
+    histogram: Histogram  # of the best cell
     converged: bool
 
 
@@ -176,7 +215,9 @@ class TagRow:
 class PartOfSpeechResult:
     provenance: Provenance
     group: bool
-    rows: dict[str, int]  # "train", "valid", "test" as used; "train_available" before the limit on rows
+    C: float | None  # as asked; None: chosen per tag on the validation rows
+    rows: dict[str, int]  # "train", "valid", "test"; "train_available" before the limit on rows
+    ranking_rows: int  # train rows that the best cells were chosen on
     overall: list[KResult]
     baselines: list[Score]
     tags: list[TagRow]  # the most frequent first
@@ -192,23 +233,17 @@ _KINDS: dict[str, type[SentimentResult] | type[PartOfSpeechResult]] = {
 }
 
 
-def result_path(folder: Path, result: Result) -> Path:
-    """`<folder>/sentiment.json` or `<folder>/part_of_speech.json`."""
-    return folder / f"{_kind_of(result)}.json"
+def result_path(folder: str | Path, type_: type[Result]) -> Path:
+    """Where a result of this type is: `<folder>/sentiment.json` or `<folder>/part_of_speech.json`."""
+    return Path(folder) / f"{next(kind for kind, known in _KINDS.items() if known is type_)}.json"
 
 
 def save_result(folder: str | Path, result: Result) -> Path:
     """Write the result into `folder` (made if missing) beside its name, then rename; the path comes back."""
-    path = result_path(Path(folder), result)
+    path = result_path(folder, type(result))
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"kind": _kind_of(result), "format_version": FORMAT_VERSION, **dataclasses.asdict(result)}
-    beside = path.with_name(path.name + ".partial")
-    text = json.dumps(content, allow_nan=False, indent=1)
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
+    content = {"kind": path.stem, "format_version": FORMAT_VERSION, **dataclasses.asdict(result)}
+    write_whole(path, (json.dumps(content, allow_nan=False, indent=1) + "\n").encode())
     return path
 
 
@@ -235,10 +270,6 @@ def load_result(path: str | Path) -> Result:
         return typing.cast(Result, _decode(_KINDS[kind], fields, kind))
     except (TypeError, ValueError) as error:
         raise InputError(f"{path}: not a whole result: {error}") from error
-
-
-def _kind_of(result: Result) -> str:
-    return next(kind for kind, type_ in _KINDS.items() if isinstance(result, type_))
 
 
 def _decode(expected: Any, value: Any, where: str) -> Any:

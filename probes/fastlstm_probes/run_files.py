@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,23 @@ from typing import Any
 from fastlstm.errors import InputError
 
 Event = dict[str, Any]
+Fields = dict[str, type]  # what a line must have: float takes whole numbers too
+
+# What the report reads of each event (`fastlstm/training/log.py`) and of a sample.
+_EVENTS: dict[str, Fields] = {
+    "train": {"step": int, "bytes": int, "loss": float, "bytes_per_second": float},
+    "valid": {"step": int, "loss": float, "accuracy": float},
+    "end": {"step": int, "seconds": float},
+}
+_SAMPLE: Fields = {"prime": str, "temperature": float, "text": str}
 
 
 @dataclass(frozen=True)
 class Run:
-    """Events of one run in the order of their steps; `seconds` since its last start, None while it has not ended."""
+    """Events of one run in the order of their steps; `seconds` since its last start, None while it has not ended.
+
+    model_sha256: of the weights of its newest checkpoint; None while it has none.
+    """
 
     folder: Path
     start: Event
@@ -23,6 +35,7 @@ class Run:
     valid: list[Event]
     seconds: float | None
     config: dict[str, Any] | None
+    model_sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -40,14 +53,15 @@ def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
-        InputError: there is no log, or a whole line of it is not an event.
+        InputError: there is no log, a whole line of it is not an event, or the configuration or the newest checkpoint's
+            header is damaged.
     """
     log, config = folder / "log.jsonl", folder / "config.json"
     if not log.is_file():
         raise InputError(f"run: expected a run folder with log.jsonl, found none in {folder}")
     # A line still being written has no newline yet.
-    whole = log.read_text(encoding="utf-8").rpartition("\n")[0]
-    events = sorted(_json_lines(log, whole, ("event", "step")), key=lambda event: int(event["step"]))
+    whole = log.read_bytes().rpartition(b"\n")[0]
+    events = sorted(_json_lines(log, whole, _event_fields), key=lambda event: int(event["step"]))
     kinds = {kind: [e for e in events if e["event"] == kind] for kind in ("start", "train", "valid", "end")}
     end = kinds["end"][-1:]
     return Run(
@@ -56,7 +70,8 @@ def read_run(folder: Path) -> Run:
         kinds["train"],
         kinds["valid"],
         float(end[0]["seconds"]) if end else None,
-        _config(config) if config.is_file() else None,
+        _json_object(config) if config.is_file() else None,
+        _newest_weights(folder),
     )
 
 
@@ -68,11 +83,11 @@ def read_samples(path: Path) -> list[Sample]:
     """
     if not path.is_file():
         raise InputError(f"samples: expected a file of JSON lines, found none at {path}")
-    lines = _json_lines(path, path.read_text(encoding="utf-8"), ("prime", "temperature", "text"))
+    lines = _json_lines(path, path.read_bytes(), lambda _: _SAMPLE)
     return [
         Sample(
-            str(line["prime"]),
-            str(line["text"]),
+            line["prime"],
+            line["text"],
             float(line["temperature"]),
             line.get("seed"),
             line.get("model_sha256"),
@@ -81,7 +96,21 @@ def read_samples(path: Path) -> list[Sample]:
     ]
 
 
-def _config(path: Path) -> dict[str, Any]:
+def _event_fields(event: Event) -> Fields:
+    return {"event": str} | _EVENTS.get(str(event.get("event")), {"step": int})
+
+
+def _newest_weights(folder: Path) -> str | None:
+    headers = sorted(folder.glob("checkpoints/step-*/checkpoint.json"))
+    if not headers:
+        return None
+    sha256 = _json_object(headers[-1]).get("weights_sha256")
+    if not isinstance(sha256, str):
+        raise InputError(f"{headers[-1]}: expected a checkpoint header with weights_sha256, found none")
+    return sha256
+
+
+def _json_object(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -91,16 +120,25 @@ def _config(path: Path) -> dict[str, Any]:
     return value
 
 
-def _json_lines(path: Path, text: str, keys: Sequence[str]) -> list[Event]:
+def _json_lines(path: Path, content: bytes, fields: Callable[[Event], Fields]) -> list[Event]:
+    """The objects of the lines that are not blank; each must have the `fields` of its kind."""
     found = []
-    for number, line in enumerate(text.split("\n"), start=1):
+    for number, line in enumerate(content.split(b"\n"), start=1):
         if not line.strip():
             continue
+        where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
+            value = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: not UTF-8 at byte {error.start}") from error
         except ValueError as error:
-            raise InputError(f"{path}, line {number}: not JSON: {error}") from error
-        if not isinstance(value, dict) or not all(key in value for key in keys):
-            raise InputError(f"{path}, line {number}: expected an object with {', '.join(keys)}, got {line[:60]}")
+            raise InputError(f"{where}: not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise InputError(f"{where}: expected an object, got {type(value).__name__}")
+        for name, type_ in fields(value).items():
+            got = value.get(name)
+            if type(got) is not type_ and not (type_ is float and type(got) is int):
+                shown = type(got).__name__ if name in value else "none"
+                raise InputError(f"{where}: expected {name} ({type_.__name__}), got {shown}")
         found.append(value)
     return found

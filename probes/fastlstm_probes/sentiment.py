@@ -21,6 +21,7 @@ shows is that of the row, this one or Radford's, with the better validation accu
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -102,7 +103,7 @@ def fit_sentiment(
     `untrained` is a store of the same rows by the same architecture with its initial weights: the row that
     says what training brought. Documents without a label are left out and counted. A fit that runs out of
     `max_iter` is marked in the result and warned of once; liblinear is slow on cells that run away, a lower
-    `max_iter` bounds its time.
+    `max_iter` bounds its time. The protocol is float32: a store of float16 is warned of.
 
     Raises:
         InputError: the store's rows are not one per document, no or other labels, an empty part, a train part
@@ -113,6 +114,12 @@ def fit_sentiment(
     labels = documents.labels
     if untrained is not None:
         check_untrained(store, untrained)
+    if store.attributes.dtype != "float32":
+        warnings.warn(
+            f"{store.path}: its states are {store.attributes.dtype}, the sentiment protocol is float32: dump the text "
+            "again with --dtype float32",
+            stacklevel=2,
+        )
 
     cells = {part: read_rows(store, documents.rows[part]) for part in NAMES}
     sweep = _sweep(cells, labels, seed, max_iter, progress, ALL_CELLS)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from itertools import pairwise
+from textwrap import shorten
 from typing import Literal
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.model_selection import train_test_split
 
 from fastlstm.errors import InputError
-from fastlstm.states import States
+from fastlstm.states import States, TextAttributes
 from fastlstm.states.schema import BLOCK_ROWS
 
 SplitRule = Literal["document", "byte"]
@@ -86,18 +88,29 @@ def read_rows(store: States, rows: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def check_untrained(store: States, untrained: States) -> None:
-    """The untrained store is the same rows of the same text, so that one split serves both.
+    """The untrained store is the same rows of the same text by the same architecture: only the weights differ.
 
     Raises:
-        InputError: it is of a trained model, of another text, or has other rows.
+        InputError: it is of a trained model, of a model of another size, of another text, or has other rows, cells or
+            precision.
     """
     if not untrained.attributes.model.untrained:
         raise InputError(f"{untrained.path}: expected a store of the untrained model, this one's is trained")
+    trained, other = store.attributes, untrained.attributes
     for name, expected, got in (
-        ("text", store.attributes.text, untrained.attributes.text),
-        ("rows rule", store.attributes.rows, untrained.attributes.rows),
-        ("state rule", store.attributes.state, untrained.attributes.state),
+        ("hidden size", trained.model.hidden_size, other.model.hidden_size),
+        *(
+            (f"text's {field.name}", getattr(trained.text, field.name), getattr(other.text, field.name))
+            for field in dataclasses.fields(TextAttributes)
+        ),
+        ("rows rule", trained.rows, other.rows),
+        ("state rule", trained.state, other.state),
+        ("dtype", trained.dtype, other.dtype),
         ("number of rows", store.rows, untrained.rows),
+        ("cells", store.units.tolist(), untrained.units.tolist()),
     ):
         if expected != got:
-            raise InputError(f"{untrained.path}: expected the {name} of {store.path} ({expected}), got {got}")
+            raise InputError(
+                f"{untrained.path}: expected the {name} of {store.path} ({shorten(str(expected), 60)}), "
+                f"got {shorten(str(got), 60)}"
+            )

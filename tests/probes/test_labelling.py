@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from math import sqrt
 from pathlib import Path
@@ -66,7 +67,7 @@ def test_reviews_with_gold_tags(tmp_path: Path) -> None:
         assert document.text == original.text[:-1] + b" "
         assert document.words == original.words
         assert document.label == classes[number % 6]
-        assert split == split_of(document.id)
+        assert split == split_of(hashlib.sha256(document.text).hexdigest())
     assert summary.documents == {s: sum(split == s for split, _ in found.values()) for s in summary.documents}
     totals = {c: sum(counts[c] for counts in summary.labels.values()) for c in ("negative", "positive", "none")}
     assert totals == {"negative": 20, "positive": 20, "none": 20}
@@ -107,6 +108,25 @@ def test_a_part_of_the_reviews_is_a_fair_and_stable_choice(tmp_path: Path) -> No
     assert set(all_documents(tmp_path / "seed")) != chosen[20]
     label_reviews(source, tmp_path / "valid", splits=["valid"], progress=False)
     assert set(all_documents(tmp_path / "valid")) == {f"review {n}" for n in range(1, 60, 2)}
+
+
+def test_equal_texts_are_taken_once_and_share_a_split(tmp_path: Path) -> None:
+    for name, ids in {"in": "abcdefgh", "other": "ijkl"}.items():
+        with CorpusWriter(tmp_path / name, kind="r", preprocessing="p", label_meaning="sentiment 0/1") as writer:
+            for number, document_id in enumerate(ids):
+                writer.add("valid", Document(document_id, f"\n text {number % 4}\n".encode(), 1.0))
+            writer.finish()
+    summary = label_reviews(tmp_path / "in", tmp_path / "out", progress=False)
+    assert summary.duplicates == 4
+    assert label_reviews(tmp_path / "in", tmp_path / "out", progress=False) == summary
+    found = {document.text: split for split, document in all_documents(tmp_path / "out").values()}
+    assert len(found) == sum(summary.documents.values()) == 4
+    # The same texts under other names, as another labelled set would have them.
+    assert label_reviews(tmp_path / "other", tmp_path / "again", progress=False).duplicates == 0
+    again = {document.text: split for split, document in all_documents(tmp_path / "again").values()}
+    assert again == found
+    # So many texts as were asked for, whatever is left out.
+    assert sum(label_reviews(tmp_path / "in", tmp_path / "3", documents=3, progress=False).documents.values()) == 3
 
 
 def test_labelling_again_changes_nothing_and_other_settings_are_refused(tmp_path: Path) -> None:

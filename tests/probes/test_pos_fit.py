@@ -8,6 +8,7 @@ import pytest
 from fastlstm.corpus.shards import Document, Word
 from fastlstm.errors import InputError
 from fastlstm.states import States
+from fastlstm_probes import part_of_speech
 from fastlstm_probes.part_of_speech import (
     CURRENT_BYTE,
     MAJORITY,
@@ -17,6 +18,7 @@ from fastlstm_probes.part_of_speech import (
     row_classes,
 )
 from fastlstm_probes.results import PartOfSpeechResult
+from fastlstm_probes.splits import read_rows
 from planted_store import PlantedText, every_byte, last_bytes, write_store
 
 TAGSET = ("DT", "NN", "NNS", "VBD", "FW")
@@ -101,6 +103,51 @@ def test_every_planted_neuron_is_found(result):
         assert len(row.weights) == len(result.units) == len(UNITS)
 
 
+def test_the_best_cells_are_the_planted_ones_and_not_those_of_noise(result):
+    for row in result.tags:
+        assert (row.best.unit, row.best.sign) == (10 + CLASSES.index(row.tag), -1)
+        assert -1 < row.best.threshold < 0
+        assert (row.best.precision, row.best.recall) == (1.0, 1.0)
+        assert row.best.average_precision == pytest.approx(1.0)
+        share = row.positive / (row.positive + row.negative)
+        assert row.untrained_best is not None
+        assert row.untrained_best.average_precision is not None
+        # As for noise below, 4 standard deviations of a mean over the test rows of the tag.
+        assert abs(row.untrained_best.average_precision - share) < 4 / np.sqrt(row.positive * PARTS[2] / sum(PARTS))
+    assert result.ranking_rows == result.rows["train"]
+
+
+def test_the_best_cell_is_not_that_of_the_largest_weight(tmp_path):
+    text = _text()
+    cells = _cells(text)
+    nouns = 4 + CLASSES.index("NN")
+    # In units so small that a weight on it costs more than what it tells; a blurred copy takes its place.
+    noise = np.random.default_rng(3).standard_normal(len(cells))
+    cells[:, 0] = cells[:, nouns] + noise
+    cells[:, nouns] *= 1e-4
+    store = write_store(tmp_path / "store", text, every_byte(text), cells, rows="all", units=UNITS)
+    result = fit_part_of_speech(store, n_jobs=1, progress=False)
+    (row,) = (row for row in result.tags if row.tag == "NN")
+    assert row.top[0] != UNITS[nouns]
+    assert row.best.unit == UNITS[nouns]
+    assert row.best.average_precision == pytest.approx(1.0)
+    assert row.untrained_best is None
+
+
+def test_validation_rows_are_read_only_to_choose_the_strength(store, monkeypatch):
+    read = []
+
+    def counted(of, rows):
+        read.append(rows.size)
+        return read_rows(of, rows)
+
+    monkeypatch.setattr(part_of_speech, "read_rows", counted)
+    result = fit_part_of_speech(store, n_jobs=1, progress=False)
+    assert (read, result.C) == ([result.rows["train"], result.rows["test"]], 0.25)
+    result = fit_part_of_speech(store, C=None, n_jobs=1, progress=False)
+    assert (read[2:], result.C) == ([result.rows[part] for part in ("train", "valid", "test")], None)
+
+
 def test_overall_scores(result):
     assert [overall.k for overall in result.overall] == ["all", "1", "2", "3"]
     for overall in result.overall:
@@ -114,7 +161,6 @@ def test_counts_are_the_texts(result, store):
     for row in result.tags:
         assert row.positive == truth.count(row.tag)
         assert row.positive + row.negative == len(truth) == store.rows
-        assert row.histogram is not None
         train = store.document_split[store.document_of_row] == 0
         assert sum(row.histogram.positive) == np.sum(np.array(truth)[train] == row.tag)
     assert result.rows["train"] == result.rows["train_available"] == train.sum()
@@ -196,8 +242,8 @@ def test_other_rows_work(rows, tmp_path):
     assert result.overall[0].accuracy > 0.98
 
 
-def test_processes_change_nothing(store, result):
-    parallel = fit_part_of_speech(store, n_jobs=2, progress=False)
+def test_processes_change_nothing(store, untrained, result):
+    parallel = fit_part_of_speech(store, untrained=untrained, n_jobs=2, progress=False)
     assert parallel.tags == result.tags
     assert parallel.overall == result.overall
 
@@ -231,7 +277,9 @@ def test_a_tag_too_rare_for_a_weight_is_never_named(tmp_path):
     )
     majority = result.baselines[0]
     for row in result.tags:
-        assert (row.top, row.features_used, row.histogram) == ([], 0, None)
+        assert (row.top, row.features_used) == ([], 0)
+        # The probe has no cell, the tag has one all the same.
+        assert row.best.unit == 10 + CLASSES.index(row.tag)
     # No classifier has a weight: the most frequent tag is named everywhere.
     assert [overall.accuracy for overall in result.overall] == [majority.test] * 4
 
@@ -250,5 +298,7 @@ def test_mistakes_are_named(store, tmp_path):
     without = write_store(tmp_path / "test", no_test, every_byte(text), _cells(text), rows="all")
     with pytest.raises(InputError, match="no row in split 'test'"):
         fit_part_of_speech(without, progress=False)
+    with pytest.raises(InputError, match="n_jobs: expected at least 1, or -1 for one process a core, got 0"):
+        fit_part_of_speech(store, n_jobs=0, progress=False)
     with pytest.raises(InputError, match="expected a store of the untrained model"):
         fit_part_of_speech(store, untrained=store, progress=False)

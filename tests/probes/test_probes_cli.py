@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,26 @@ def test_warnings_are_one_line_on_stderr(documents_store, tmp_path, capsys):
     assert "did not converge in 1 iterations" in line
 
 
+@pytest.mark.parametrize("kind", ["sst"], indirect=True)
+def test_text_without_labels_can_be_skipped(kind, documents_store, tmp_path, capsys):
+    text = _text(kind)
+    bare = PlantedText([replace(document, label=None) for document in text.documents], text.split, kind=kind)
+    store = write_store(tmp_path / "bare", bare, last_bytes(bare), np.zeros((60, 2)), rows="document").path
+    arguments = ["--out", str(tmp_path / "out"), "--quiet"]
+    assert "has a label: label text" in _error(["fit", "sentiment", str(store), *arguments], capsys)
+    assert main(["fit", "sentiment", str(store), *arguments, "--skip-unlabelled"]) == 0
+    assert capsys.readouterr().out == f"{store}: its text has no labels: nothing to fit\n"
+    assert not (tmp_path / "out" / "sentiment.json").exists()
+    assert main(["fit", "sentiment", str(documents_store), *arguments, "--skip-unlabelled"]) == 0
+    assert (tmp_path / "out" / "sentiment.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["sst"], indirect=True)
+def test_no_processes_is_a_user_error(bytes_store, tmp_path, capsys):
+    arguments = ["fit", "pos", str(bytes_store), "--out", str(tmp_path), "--quiet", "--jobs", "0"]
+    assert _error(arguments, capsys) == "n_jobs: expected at least 1, or -1 for one process a core, got 0"
+
+
 def _error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(arguments) == 2
     output, errors = capsys.readouterr()
@@ -128,9 +149,10 @@ def test_the_wrong_store_says_what_to_do(bytes_store, documents_store, tmp_path,
 
 
 @pytest.mark.parametrize("kind", ["sst"], indirect=True)
-def test_an_out_that_is_a_file_is_a_user_error(documents_store, tmp_path, capsys):
+def test_an_out_that_is_a_file_is_a_user_error_before_the_fit(documents_store, tmp_path, capsys, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
+    monkeypatch.setattr("fastlstm_probes.sentiment.fit_sentiment", None)
     assert str(file) in _error(["fit", "sentiment", str(documents_store), "--out", str(file), "--quiet"], capsys)
 
 

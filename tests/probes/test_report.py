@@ -29,6 +29,7 @@ from fastlstm_probes.coloured_text import (
 )
 from fastlstm_probes.report import write_report
 from fastlstm_probes.results import (
+    BestCell,
     Example,
     Histogram,
     KResult,
@@ -117,8 +118,9 @@ def make_store(folder: Path, *, rows: str = "all", model: str = MODEL, copies: i
 def provenance(**changes: Any) -> Provenance:
     values: dict[str, Any] = {
         "store": "12" * 32, "untrained_store": "34" * 32, "model_sha256": MODEL, "model_step": 1200,
-        "text_sha256": TEXT, "text_kind": "grammar", "synthetic": True, "rows": "document",
-        "state": "document", "seed": 42, "split": "document", "max_iter": 1000,
+        "text_sha256": TEXT, "text_kind": "grammar", "synthetic": True, "tags": "gold",
+        "splits": ["train", "test"], "documents": None, "cells": None, "dtype": "float32", "batch_size": 64,
+        "rows": "document", "state": "document", "seed": 42, "split": "document", "max_iter": 1000,
         "versions": {"fastlstm": "0.1.0", "sklearn": "1.9.1"},
     }  # fmt: skip
     return Provenance(**(values | changes))
@@ -154,31 +156,38 @@ def sentiment_result() -> SentimentResult:
     )
 
 
-def tag_row(tag: str, positive: int, top: list[int], one: tuple[float, float, float]) -> TagRow:
-    precision, recall, average = one
+def tag_row(tag: str, positive: int, top: list[int], cell: BestCell, untrained: float | None = 0.3) -> TagRow:
     weights = np.zeros(CELLS)
     for size, unit in enumerate(reversed(top), start=1):
         weights[unit] = -float(size) if unit % 2 else float(size)
     by_k = [TagScore("all", 0.97, 0.95, 0.93, 0.98)]
-    by_k += [TagScore(str(k), 0.9, precision, recall, average) for k in range(1, len(top) + 1)]
-    histogram = Histogram([-2.0, 0.0, 2.0], [90, 10], [5, 45]) if top else None
+    by_k += [TagScore(str(k), 0.9, 0.0, 0.0, 0.1) for k in range(1, len(top) + 1)]
+    histogram = Histogram([-2.0, 0.0, 2.0], [90, 10], [5, 45])
+    untrained_best = None if untrained is None else dataclasses.replace(cell, unit=0, average_precision=untrained)
     return TagRow(
-        tag, positive, 1000 - positive, len(top), top, by_k, 0.5, [float(w) for w in weights], 0.0, histogram, True
-    )
+        tag, positive, 1000 - positive, len(top), top, by_k, 0.5, [float(w) for w in weights], 0.0,
+        cell, untrained_best, histogram, True,
+    )  # fmt: skip
+
+
+def best(unit: int, precision: float, recall: float, average: float | None, threshold: float = 0.25) -> BestCell:
+    return BestCell(unit, 1, threshold, 0.9, precision, recall, average)
 
 
 def pos_result() -> PartOfSpeechResult:
     return PartOfSpeechResult(
         provenance=provenance(rows="all"),
         group=True,
+        C=0.5,
+        ranking_rows=800,
         rows={"train": 800, "valid": 100, "test": 100, "train_available": 900},
         overall=[KResult(k, a, a - 0.01, a) for k, a in (("all", 0.91), ("1", 0.55), ("2", 0.61), ("3", 0.66))],
         baselines=[Score("majority tag", None, None, 0.31, 0.22, 0.41, "SPACE")],
         tags=[
-            tag_row("SPACE", 200, [2, 4, 6], (0.99, 0.99, 0.99)),
-            tag_row("NN", 250, [5, 9, 1], (0.88, 0.81, 0.9)),
-            tag_row("VB", 120, [8], (0.3, 0.1, 0.2)),
-            tag_row("JJ", 60, [], (0.0, 0.0, 0.0)),
+            tag_row("SPACE", 200, [2, 4, 6], best(2, 0.99, 0.99, 0.99)),
+            tag_row("NN", 250, [1, 9, 3], best(5, 0.88, 0.81, 0.9)),
+            tag_row("VB", 120, [8], best(8, 0.3, 0.1, 0.2)),
+            tag_row("JJ", 60, [], best(7, 0.0, 0.0, 0.0)),
         ],
         units=list(range(CELLS)),
         seconds=9.0,
@@ -198,6 +207,10 @@ def make_run(folder: Path) -> Path:
     events.append({"event": "end", "step": 1200, "seconds": 25.0})
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (folder / "log.jsonl").write_text(lines + '{"event": "tra', encoding="utf-8")
+    for step, model in ((800, OTHER_MODEL), (1200, MODEL)):
+        checkpoint = folder / "checkpoints" / f"step-{step:08}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "checkpoint.json").write_text(json.dumps({"weights_sha256": model}), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"model": {"hidden_size": CELLS}, "run": {"device": "auto"}}))
     return folder
 
@@ -266,7 +279,7 @@ def test_loads_nothing(page: str) -> None:
     assert not {"script", "link", "iframe", "img", "object", "embed"} & set(found.elements)
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
-    assert page.count("<svg") == 1 + 2 + 2 * 2  # loss, sentiment, two parts of speech that kept a cell
+    assert page.count("<svg") == 1 + 2 + 3 * 2  # loss, sentiment, three parts of speech
     assert len(page.encode()) < 500_000
 
 
@@ -302,8 +315,23 @@ def test_says_what_was_found_and_where_from(page: str) -> None:
 
 def test_commands_are_those_of_the_results(page: str) -> None:
     assert "fastlstm train RECIPE model.hidden_size=24 --data CORPUS --out" in page
-    assert "fastlstm-probes fit sentiment STATES --untrained UNTRAINED --seed 42 --max-iter 1000" in page
-    assert "fit pos STATES --group --C 0.5 --split document --max-rows 800 --untrained" in page
+    assert "reviews CORPUS --documents COUNT --splits SPLITS --seed SEED --tags gold --out LABELLED_CDCDCD" in page
+    dumped = "--dtype float32 --state document --batch-size 64 --splits train test"
+    for rows, states in (("document", "SENTIMENT_STATES"), ("all", "POS_STATES")):
+        assert f"LABELLED_CDCDCD --rows {rows} {dumped} --out {states}" in page
+    assert "fit sentiment SENTIMENT_STATES --untrained SENTIMENT_UNTRAINED --seed 42 --max-iter 1000" in page
+    assert "fit pos POS_STATES --group --C 0.5 --split document --max-rows 800 --untrained" in page
+
+
+def test_the_rows_that_chose_the_strength_are_named_only_if_some_did(
+    inputs: dict[str, Any], page: str, tmp_path: Path
+) -> None:
+    assert "800 of 900 to train on, C = 0.5, and 100 to test" in page
+    save_result(tmp_path / "results", dataclasses.replace(pos_result(), C=None))
+    write_report(tmp_path / "r.html", **(inputs | {"results": tmp_path / "results"}))
+    swept = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "800 of 900 to train on, 100 to choose C per tag and 100 to test" in swept
+    assert "--C sweep" in swept
 
 
 def test_a_low_neuron_swaps_what_the_colours_mean(inputs: dict[str, Any], tmp_path: Path) -> None:
@@ -375,15 +403,37 @@ def test_mistakes_are_named(inputs: dict[str, Any], tmp_path: Path) -> None:
     other = make_store(tmp_path / "other.zarr", model=OTHER_MODEL, copies=2)
     broken = tmp_path / "samples.jsonl"
     broken.write_text('{"prime": "a", "temperature": 1, "text": "b"}\n{"prime"\n', encoding="utf-8")
+    other_run = make_run(tmp_path / "run")
+    (other_run / "checkpoints" / "step-00001300").mkdir()
+    header = json.dumps({"weights_sha256": OTHER_MODEL})
+    (other_run / "checkpoints" / "step-00001300" / "checkpoint.json").write_text(header, encoding="utf-8")
+    other_sample = make_samples(tmp_path / "other.jsonl")
+    line = other_sample.read_text(encoding="utf-8")
+    other_sample.write_text(line + line.replace(MODEL, OTHER_MODEL), encoding="utf-8")
+    other_results = tmp_path / "results"
+    save_result(other_results, sentiment_result())
+    pos = dataclasses.replace(pos_result(), provenance=provenance(rows="all", model_sha256=OTHER_MODEL))
+    save_result(other_results, pos)
     empty = tmp_path / "empty"
     empty.mkdir()
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"states": other}, "states: the store is of model efefefefefef, the results are of model abababababab"),
+        (
+            {"states": other},
+            "the states store is of model efefefefefef, the sentiment result of model abababababab: a report is",
+        ),
+        (
+            {"run": other_run},
+            "the run's newest checkpoint is of model efefefefefef, the sentiment result of model abababababab",
+        ),
+        ({"samples": other_sample}, "sample 2 is of model efefefefefef, the sentiment result of model abababababab"),
+        (
+            {"results": other_results},
+            "the part-of-speech result is of model efefefefefef, the sentiment result of model abababababab",
+        ),
         ({"samples": broken}, "samples.jsonl, line 2: not JSON"),
         ({"samples": empty / "none"}, "samples: expected a file"),
         ({"run": empty}, "run: expected a run folder with log.jsonl"),
         ({"results": empty / "none"}, "results: expected a folder"),
-        ({"results": empty, "readme_figure": tmp_path / "p.png"}, "readme_figure: needs a sentiment result"),
     ]
     out = tmp_path / "r.html"
     for changes, message in cases:
@@ -391,6 +441,50 @@ def test_mistakes_are_named(inputs: dict[str, Any], tmp_path: Path) -> None:
             write_report(out, **(inputs | changes))
         assert "\n" not in str(caught.value)
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"\xff{}", "line 2: not UTF-8 at byte 0"),
+        (
+            b'{"event": "train", "step": 1, "bytes": 9, "bytes_per_second": 2}',
+            "line 2: expected loss (float), got none",
+        ),
+        (b'{"event": "valid", "step": "1"}', "line 2: expected step (int), got str"),
+        (b'{"event": "end", "step": 1, "seconds": null}', "line 2: expected seconds (float), got NoneType"),
+        (b'{"step": 1}', "line 2: expected event (str), got none"),
+        (b"[1]", "line 2: expected an object, got list"),
+    ],
+)
+def test_a_damaged_log_is_named(inputs: dict[str, Any], tmp_path: Path, line: bytes, message: str) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(b'{"event": "start", "step": 0}\n' + line + b"\n")
+    with pytest.raises(InputError, match=re.escape(f"{log}, {message}")):
+        write_report(tmp_path / "r.html", **(inputs | {"run": tmp_path}))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"prime": "\xff", "temperature": 1, "text": ""}', "line 1: not UTF-8 at byte 11"),
+        (b'{"prime": "a", "temperature": "hot", "text": ""}', "line 1: expected temperature (float), got str"),
+    ],
+)
+def test_damaged_samples_are_named(inputs: dict[str, Any], tmp_path: Path, line: bytes, message: str) -> None:
+    path = tmp_path / "s.jsonl"
+    path.write_bytes(line)
+    with pytest.raises(InputError, match=re.escape(f"{path}, {message}")):
+        write_report(tmp_path / "r.html", **(inputs | {"samples": path}))
+
+
+def test_a_figure_that_nothing_is_known_for_is_not_written(inputs: dict[str, Any], tmp_path: Path) -> None:
+    save_result(tmp_path / "results", pos_result())
+    figure = tmp_path / "p.png"
+    why = write_report(tmp_path / "r.html", **(inputs | {"results": tmp_path / "results"}), readme_figure=figure)
+    assert why == "no sentiment probe was fitted, so there is no neuron to colour text by."
+    assert not figure.exists()
+    assert "there is no sentiment.json" in (tmp_path / "r.html").read_text(encoding="utf-8")
 
 
 def test_colours_of_the_ends_and_the_middle() -> None:
@@ -458,12 +552,27 @@ def test_a_tag_has_a_neuron_only_above_chance() -> None:
     judged = {finding.row.tag: finding for finding in findings.tag_findings(pos_result())}
     assert {tag for tag, finding in judged.items() if finding.neuron} == {"SPACE", "NN"}
     assert {tag for tag, finding in judged.items() if finding.word} == {"NN", "VB", "JJ"}
-    best = findings.best_tag(list(judged.values()))
-    assert best is not None
-    assert best.row.tag == "NN"
-    always_yes = tag_row("NN", 900, [5], (0.9, 1.0, 1.0))
-    result = dataclasses.replace(pos_result(), tags=[always_yes])
-    assert not findings.tag_findings(result)[0].neuron
+    shown = findings.best_tag(list(judged.values()))
+    assert shown is not None
+    assert shown.row.tag == "NN"
+    assert not _is_neuron(tag_row("NN", 900, [5], best(5, 0.9, 1.0, 1.0)))  # always yes
+
+
+def _is_neuron(row: TagRow) -> bool:
+    (found,) = findings.tag_findings(dataclasses.replace(pos_result(), tags=[row]))
+    return found.neuron
+
+
+def test_a_tag_has_a_neuron_only_above_the_untrained_model() -> None:
+    cell = best(5, 0.88, 0.81, 0.9)
+    assert _is_neuron(tag_row("NN", 250, [5], cell, untrained=0.79))
+    assert not _is_neuron(tag_row("NN", 250, [5], cell, untrained=0.81))
+    assert not _is_neuron(tag_row("NN", 250, [5], best(5, 0.88, 0.81, None)))
+    result = dataclasses.replace(pos_result(), provenance=provenance(untrained_store=None))
+    result = dataclasses.replace(result, tags=[tag_row("NN", 250, [5], cell, untrained=None)])
+    sentences = " ".join(findings.part_of_speech_sentences(result))
+    assert "1 of 1 parts of speech has a neuron" in sentences
+    assert "No untrained model was given" in sentences
 
 
 def test_a_neuron_within_the_baselines_is_not_called_one() -> None:

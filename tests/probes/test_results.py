@@ -8,6 +8,7 @@ import pytest
 
 from fastlstm.errors import InputError
 from fastlstm_probes.results import (
+    BestCell,
     Example,
     Histogram,
     KResult,
@@ -31,7 +32,13 @@ PROVENANCE = Provenance(
     text_sha256="b" * 64,
     text_kind="grammar",
     synthetic=True,
+    tags="none",
+    splits=["train", "test"],
+    documents=None,
     rows="document",
+    cells=[3, 9],
+    dtype="float32",
+    batch_size=64,
     state="document",
     seed=42,
     split="document",
@@ -39,6 +46,7 @@ PROVENANCE = Provenance(
     versions={"numpy": "2"},
 )
 HISTOGRAM = Histogram([0.0, 0.5, 1.0], [1, 2], [3, 4])
+BEST = BestCell(9, -1, 0.25, 0.75, 0.5, 0.5, None)
 SCORE = Score("all cells", 0.9, None, 0.8, 0.7, 0.9, "C=0.25")
 SENTIMENT = SentimentResult(
     provenance=PROVENANCE,
@@ -61,12 +69,42 @@ SENTIMENT = SentimentResult(
 PART_OF_SPEECH = PartOfSpeechResult(
     provenance=PROVENANCE,
     group=True,
+    C=None,
+    ranking_rows=10,
     rows={"train": 10, "valid": 1, "test": 2, "train_available": 10},
     overall=[KResult("all", 0.5, 0.25, 0.5)],
     baselines=[SCORE],
     tags=[
-        TagRow("NN", 3, 4, 1, [9], [TagScore("1", 0.5, 0.0, 0.0, None)], 0.25, [0.0, 2.0], -1.0, HISTOGRAM, True),
-        TagRow("VB", 1, 6, 0, [], [TagScore("all", 0.5, 0.0, 0.0, 0.1)], 0.25, [0.0, 0.0], -1.0, None, False),
+        TagRow(
+            "NN",
+            3,
+            4,
+            1,
+            [9],
+            [TagScore("1", 0.5, 0.0, 0.0, None)],
+            0.25,
+            [0.0, 2.0],
+            -1.0,
+            BEST,
+            BEST,
+            HISTOGRAM,
+            True,
+        ),
+        TagRow(
+            "VB",
+            1,
+            6,
+            0,
+            [],
+            [TagScore("all", 0.5, 0.0, 0.0, 0.1)],
+            0.25,
+            [0.0, 0.0],
+            -1.0,
+            BEST,
+            None,
+            HISTOGRAM,
+            False,
+        ),
     ],
     units=[3, 9],
     seconds=2.0,
@@ -96,7 +134,7 @@ def _change(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version 99, this program reads version 1: fit again"),
+        ({"format_version": 99}, "format version 99, this program reads version 2: fit again"),
         ({"kind": "colour"}, "expected a result of kind sentiment or part_of_speech, found kind 'colour'"),
         ({"kind": "part_of_speech"}, "not a whole result: part_of_speech: expected the fields"),
         ({"extra": 1}, "not a whole result: sentiment: expected the fields"),

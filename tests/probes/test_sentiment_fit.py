@@ -156,6 +156,14 @@ def test_fits_out_of_iterations_are_said(tmp_path):
     assert "not converged" in _score(result, sentiment.ALL_CELLS).detail
 
 
+def test_half_precision_is_warned_of_and_recorded(tmp_path):
+    labels = _labels()
+    store = _store(tmp_path / "store", labels, _cells(labels, slope=1.0), dtype="float16")
+    with pytest.warns(UserWarning, match=r"store: its states are float16, the sentiment protocol is float32"):
+        result = fit_sentiment(store, progress=False)
+    assert (result.provenance.dtype, result.provenance.batch_size, result.provenance.tags) == ("float16", 1, "none")
+
+
 def test_mistakes_are_named(tmp_path):
     labels = _labels()
     cells = _cells(labels, slope=1.0)

@@ -98,3 +98,21 @@ def test_untrained_store_must_be_of_the_same_rows(store, tmp_path: Path):
         check_untrained(store, other)
     with pytest.raises(InputError, match="expected a store of the untrained model"):
         check_untrained(store, store)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 8}, r"expected the hidden size of .*store \(2\), got 8"),
+        ({"units": (0, 5), "hidden_size": 2}, r"expected the cells of .*store \(\[0, 1\]\), got \[0, 5\]"),
+        ({"dtype": "float16"}, r"expected the dtype of .*store \(float32\), got float16"),
+    ],
+)
+def test_untrained_store_must_be_of_the_same_architecture(store, tmp_path: Path, changes, message):
+    text = _text()
+    position = every_byte(text)
+    zeros = np.zeros((len(position), 2))
+    other = write_store(tmp_path / "u", text, position, zeros, rows="all", untrained=True, **changes)
+    with pytest.raises(InputError, match=message):
+        check_untrained(store, other)
+    check_untrained(store, write_store(tmp_path / "same", text, position, zeros, rows="all", untrained=True))

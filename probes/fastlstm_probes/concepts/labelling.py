@@ -28,25 +28,28 @@ class LabelSummary:
     """What a labelled text holds.
 
     documents: documents per split. labels: per split, documents that are "negative", "positive" or without a
-    label ("none"). tags: words per tag, commonest first; empty without words. bytes, words: of the whole
-    text.
+    label ("none"). duplicates: documents left out because a document that is in has the same text. tags: words
+    per tag, commonest first; empty without words. bytes, words: of the whole text.
     """
 
     folder: Path
     documents: dict[str, int]
     labels: dict[str, dict[str, int]]
+    duplicates: int
     tags: dict[str, int]
     bytes: int
     words: int
 
 
-def split_of(document_id: str, seed: int = 0) -> str:
-    """The split of a document, by a hash of its id: 80 % "train", 10 % "valid", 10 % "test".
+def split_of(key: str, seed: int = 0) -> str:
+    """The split of a document, by a hash of its key: 80 % "train", 10 % "valid", 10 % "test".
+
+    The key is the document's id, or the sha256 of its text where equal texts must not be parted.
 
     The hash is not the one that made the splits of a prepared corpus: all of its "test" documents would share
     a range of that one.
     """
-    share = hash_of("split", seed, document_id) / 2**64
+    share = hash_of("split", seed, key) / 2**64
     if share < TRAIN_SHARE:
         return "train"
     return "valid" if share < TRAIN_SHARE + VALID_SHARE else "test"
@@ -61,9 +64,9 @@ def space_at_end(text: bytes) -> bytes:
     return text[:-1] + b" " if text.endswith(b"\n") else text
 
 
-def hash_of(purpose: str, seed: int, document_id: str) -> int:
-    """64 bits of the sha256 of a document's id; another number for another purpose or seed."""
-    digest = hashlib.sha256(f"{purpose}\0{seed}\0{document_id}".encode()).digest()
+def hash_of(purpose: str, seed: int, key: str) -> int:
+    """64 bits of the sha256 of a document's key; another number for another purpose or seed."""
+    digest = hashlib.sha256(f"{purpose}\0{seed}\0{key}".encode()).digest()
     return int.from_bytes(digest[:8], "big")
 
 
@@ -85,11 +88,13 @@ def write_labelled(
     total: int | None,
     progress: bool,
     sources: Sequence[Source] = (),
+    duplicates: int = 0,
     **header: Any,
 ) -> LabelSummary:
     """Write (split, document) pairs as a corpus folder and count what it holds.
 
-    total: how many pairs to expect, for the progress bar. header: arguments of `CorpusWriter`. A folder that
+    total: how many pairs to expect, for the progress bar. duplicates: documents left out as the same text.
+    header: arguments of `CorpusWriter`. A folder that
     holds the finished text of the same header is left as it is. Raises InputError if it holds anything else.
     """
     with CorpusWriter(out, **header) as writer:
@@ -97,7 +102,7 @@ def write_labelled(
             bar = tqdm(documents, "label", total, unit=" documents", smoothing=0, disable=not progress)
             for split, document in bar:
                 writer.add(split, document)
-            writer.finish(sources)
+            writer.finish(sources, duplicates=duplicates)
     return summarise(out)
 
 
@@ -123,6 +128,7 @@ def summarise(folder: str | Path) -> LabelSummary:
         folder=Path(folder),
         documents=documents,
         labels=labels,
+        duplicates=corpus.manifest.duplicates,
         tags={tagset[i]: int(words_of_tag[i]) for i in commonest_first if words_of_tag[i]},
         bytes=sum(corpus.manifest.bytes(split) for split in SPLITS),
         words=int(words_of_tag.sum()),

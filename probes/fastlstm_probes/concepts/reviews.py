@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fastlstm.corpus.reviews import SENTIMENT, STARS
-from fastlstm.corpus.shards import Corpus, Document, Shard, Word
+from fastlstm.corpus.shards import Corpus, Document, Shard
 from fastlstm.errors import InputError
 from fastlstm_probes.concepts.labelling import (
     SPACE_AT_END,
@@ -38,10 +39,11 @@ def label_reviews(
     """Write held-out reviews of a prepared corpus as a labelled text of the same kind.
 
     The reviews are `documents` (None: all) of the corpus's `splits`, by default those that training does not
-    read, chosen and ordered by a hash of the id, so that any first part of them is a fair sample. Their new
-    splits are 80 % train, 10 % valid, 10 % test by another hash of the id. The newline that ends a review is
-    a space, as in the SST protocol. Label: 1 for more than 3 stars, 0 for fewer, none for 3 or no stars;
-    labels that are 0/1 stay. Classes are not balanced: the summary counts them.
+    read, chosen and ordered by a hash of the id, so that any first part of them is a fair sample. Of reviews with the
+    same text the first is taken and the others are counted. Their new splits are 80 % train, 10 % valid, 10 % test
+    by a hash of the text: the same text is in the same split of every text labelled with this seed. The newline that
+    ends a review is a space, as in the SST protocol. Label: 1 for more than 3 stars, 0 for fewer, none for 3 or no
+    stars; labels that are 0/1 stay. Classes are not balanced: the summary counts them.
 
     tags: "none"; "nltk", NLTK's tags; "gold", the corpus's own. `seed` makes another choice and split.
 
@@ -68,29 +70,40 @@ def label_reviews(
         (hash_of("order", seed, document_id), s, d)
         for s, shard in enumerate(shards)
         for d, document_id in enumerate(shard.ids)
-    )[:documents]
+    )
     if not places:
         raise InputError(f"{corpus.folder}: no documents in {' or '.join(splits)}")
 
+    def text_of(shard: Shard, d: int) -> bytes:
+        return space_at_end(shard.bytes[shard.offset[d] : shard.offset[d + 1]].tobytes())
+
+    chosen: dict[str, tuple[Shard, int]] = {}  # by the sha256 of the text
+    duplicates = 0
+    for _, s, d in places:
+        if len(chosen) == documents:
+            break
+        key = hashlib.sha256(text_of(shards[s], d)).hexdigest()
+        duplicates += key in chosen
+        chosen.setdefault(key, (shards[s], d))
+
     def labelled() -> Iterator[tuple[str, Document]]:
-        for _, s, d in places:
-            shard = shards[s]
-            start, stop = int(shard.offset[d]), int(shard.offset[d + 1])
-            text = space_at_end(shard.bytes[start:stop].tobytes())
+        for key, (shard, d) in chosen.items():
+            text = text_of(shard, d)
             words = None
             if tags == "nltk":
                 words = tuple(tag_text(_decode(text, f"{corpus.folder}: document {shard.ids[d]!r}")))
             elif tags == "gold":
-                words = _words(shard, start, stop, manifest.tagset or ())
+                words = corpus.words(shard, d)
             label = sentiment(float(shard.label[d]), manifest.label_meaning)
-            yield split_of(shard.ids[d], seed), Document(shard.ids[d], text, label, words)
+            yield split_of(key, seed), Document(shard.ids[d], text, label, words)
 
     return write_labelled(
         out,
         labelled(),
-        total=len(places),
+        total=len(chosen),
         progress=progress,
         sources=manifest.sources,
+        duplicates=duplicates,
         kind=manifest.kind,
         preprocessing=f"{manifest.preprocessing} {SPACE_AT_END}",
         label_meaning=manifest.label_meaning and SENTIMENT,
@@ -103,6 +116,7 @@ def label_reviews(
             "tags": tags,
             "tagger": tagger_version(tags),
             "seed": seed,
+            "split_by": "text",
         },
     )
 
@@ -122,14 +136,3 @@ def _decode(text: bytes, where: str) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: not UTF-8 at byte {error.start}: {error.reason}") from error
-
-
-def _words(shard: Shard, start: int, stop: int, tagset: Sequence[str]) -> tuple[Word, ...] | None:
-    """The annotated words of the document at bytes start:stop of a shard."""
-    if shard.word_start is None or shard.word_end is None or shard.word_tag is None:
-        return None
-    first, last = np.searchsorted(shard.word_start, (start, stop)).tolist()
-    starts = (shard.word_start[first:last] - start).tolist()
-    ends = (shard.word_end[first:last] - start).tolist()
-    tags = shard.word_tag[first:last].tolist()
-    return tuple(Word(s, e, tagset[tag]) for s, e, tag in zip(starts, ends, tags, strict=True))
