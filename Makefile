@@ -74,8 +74,9 @@ $(OUT)/bytes.done: $(OUT)/run/trained $(OUT)/text/manifest.json
 	touch $@
 
 # Probes on the stored states.
-$(OUT)/results/sentiment.json: $(OUT)/last.done
-	$(PROBES) fit sentiment $(OUT)/last.zarr --untrained $(OUT)/last-untrained.zarr --out $(OUT)/results
+$(OUT)/results/sentiment.done: $(OUT)/last.done
+	$(PROBES) fit sentiment $(OUT)/last.zarr --untrained $(OUT)/last-untrained.zarr --out $(OUT)/results --skip-unlabelled
+	touch $@
 $(OUT)/results/part_of_speech.done: $(OUT)/bytes.done
 	$(PROBES) fit pos $(OUT)/bytes.zarr --untrained $(OUT)/bytes-untrained.zarr --max-rows 5000 --out $(OUT)/results --skip-untagged
 	touch $@
@@ -83,7 +84,7 @@ $(OUT)/results/part_of_speech.done: $(OUT)/bytes.done
 $(OUT)/samples.jsonl: $(OUT)/run/trained
 	$(FASTLSTM) sample $(OUT)/run --prime "\n $(PRIME)" --count 4 --temperature 0.6 --out $@
 
-$(OUT)/report.html: $(OUT)/results/sentiment.json $(OUT)/results/part_of_speech.done $(OUT)/samples.jsonl
+$(OUT)/report.html: $(OUT)/results/sentiment.done $(OUT)/results/part_of_speech.done $(OUT)/samples.jsonl
 	$(PROBES) report --run $(OUT)/run --results $(OUT)/results --states $(OUT)/bytes.zarr \
 	  --samples $(OUT)/samples.jsonl --readme-figure $(OUT)/figure.png --out $@
 
