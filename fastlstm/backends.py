@@ -48,6 +48,7 @@ class Call:
     cells: bool = False
     recompute: bool = False
     compiling: bool = False
+    training: bool = False
     capability: tuple[int, int] | None = None
 
 
@@ -75,10 +76,11 @@ class CudnnRow:
     H: tuple[float, float]
     B: tuple[float, float]
     persistent: bool
+    training: bool  # only where gradients are wanted
     evidence: str
 
     def covers(self, call: Call) -> bool:
-        if call.dtype not in self.dtypes:
+        if call.dtype not in self.dtypes or (self.training and not call.training):
             return False
         if not (self.H[0] <= call.hidden_size <= self.H[1] and self.B[0] <= call.batch_size <= self.B[1]):
             return False
@@ -89,17 +91,21 @@ class CudnnRow:
 
 
 ANY = float("inf")
-# NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, T = 128 (T = 24 at B = 2048); bench/results/lstm.csv.
+HALF = (torch.float16, torch.bfloat16)
+# NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128; bench/results/lstm.csv.
 CUDNN_FASTER = (
-    # B = 32 is an estimate: cuDNN's time grows with B (15.2 at B = 128), ours hardly (4.9 at B = 64).
-    CudnnRow((torch.float16,), (128, 1024), (8, 32), True, "2.0 us a step against 3.6 at H=1024 B=16 in float16"),
+    # B = 8 and 32 are estimates: cuDNN's time grows with B (6.5 at H=512 B=64), ours hardly.
     CudnnRow(
-        (torch.float16, torch.bfloat16),
-        (4096, ANY),
-        (2048, ANY),
+        (torch.float16,),
+        (128, 1024),
+        (8, 32),
+        True,
         False,
-        "524 us a step against 520 without the input product at H=4096 B=2048",
+        "1.40 against 3.42 at H=256 B=16, 2.02 against 3.69 at H=1024",
     ),
+    CudnnRow(HALF, (4096, ANY), (2048, ANY), False, False, "543 against 567 at H=4096 B=2048"),
+    CudnnRow(HALF, (2048, ANY), (512, ANY), False, True, "forward + backward 375 against 426 at H=4096 B=512"),
+    CudnnRow(HALF, (1024, ANY), (2048, ANY), False, True, "forward + backward 170 against 170 at H=1024 B=2048"),
 )
 
 

@@ -155,6 +155,7 @@ def describe(
         cells=cells,
         recompute=recompute,
         compiling=torch.compiler.is_compiling(),
+        training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
         capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
     )
 

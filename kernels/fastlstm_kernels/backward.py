@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlstm_kernels.activations import tanh
+from fastlstm_kernels.forward import add_product
 from fastlstm_kernels.grid import COUNTER_STRIDE, arrive, wait, zero_counters
 from fastlstm_kernels.launch import Tile, backward_tile, capability_of, dot_precision, finish_tile, resident_programs
 from fastlstm_kernels.reference import Backward
@@ -62,7 +63,7 @@ def _product(
             w_tile = tl.load(w_pointers, mask=(k < 4 * H)[:, None] & (units < H)[None, :], other=0.0)
         else:
             w_tile = tl.load(w_pointers)
-        acc = tl.dot(d_tile, w_tile, acc, input_precision=PRECISION)
+        acc = add_product(acc, d_tile, w_tile, PRECISION)
         k += k_step
         d_pointers += k_step
         w_pointers += k_step * H

@@ -22,6 +22,20 @@ from fastlstm_kernels.shapes import check_shapes
 
 
 @triton.jit
+def add_product(acc, a, b, PRECISION: tl.constexpr):
+    """acc + a b in float32. Full float32 products are summed by themselves first, then added: two levels of rounding.
+
+    With one running sum, h was four times as wrong at H = 1024 as with cuBLAS. Tensor cores want the running sum.
+    """
+    if a.dtype == tl.float32 and PRECISION == "ieee":
+        # With max_num_imprecise_acc at 0 Triton folds the addition into the dot; on float32 it has no other effect.
+        acc += tl.dot(a, b, input_precision=PRECISION, max_num_imprecise_acc=1)
+    else:
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    return acc
+
+
+@triton.jit
 def add_recurrent_product(
     acc,  # (BLOCK_B, 4 * BLOCK_H) float32
     h_prev,  # (B, H)
@@ -57,7 +71,7 @@ def add_recurrent_product(
             w_tile = tl.load(w_pointers, mask=(gate_unit < H)[:, None] & (k < H)[None, :], other=0.0)
         else:
             w_tile = tl.load(w_pointers)
-        acc = tl.dot(h_tile, tl.trans(w_tile), acc, input_precision=PRECISION)
+        acc = add_product(acc, h_tile, tl.trans(w_tile), PRECISION)
         k += k_step
         h_pointers += k_step
         w_pointers += k_step

@@ -16,6 +16,8 @@ from tolerance import assert_as_good_as
 # float64 round-off of a few dozen terms; the input product is one matrix product whose sums depend on its height.
 EXACT = {"rtol": 0.0, "atol": 1e-13}
 BACKENDS = ["torch", "triton"]
+# torch.compile imports parts of torch which use what torch deprecates (torch.jit.script_method in 2.11).
+compiles = pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\.")
 
 
 def make(
@@ -228,6 +230,7 @@ def test_autocast_casts_once_and_keeps_c(backend: str) -> None:
         assert torch.equal(got[name], expected[name].to(got[name].dtype)), name
 
 
+@compiles
 @pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "recompute": True}])
 def test_compile_takes_the_whole_call_at_any_length(options: dict[str, object]) -> None:
     torch._dynamo.reset()
@@ -246,6 +249,7 @@ def test_compile_takes_the_whole_call_at_any_length(options: dict[str, object]) 
     assert counter.frame_count == graphs > 0
 
 
+@compiles
 def test_compile_takes_triton() -> None:
     torch._dynamo.reset()
     lstm, _, _ = make(7, 3, 5, 8, backend="triton")
@@ -256,6 +260,7 @@ def test_compile_takes_triton() -> None:
             assert torch.equal(compiled(x, hx)[0], lstm(x, hx)[0])
 
 
+@compiles
 def test_compile_takes_ids_and_lengths() -> None:
     torch._dynamo.reset()
     lstm = LSTM(256, 8, bidirectional=True)
@@ -388,25 +393,29 @@ def test_a_cuda_graph_replays_a_training_step(ids: bool) -> None:
 
     def step() -> tuple[Tensor, ...]:
         output, (h_n, c_n) = lstm(x, hx)
-        return output, h_n, c_n, *torch.autograd.grad(output.float().sum(), parameters)
+        gradients = torch.autograd.grad(output.float().sum(), parameters)
+        # Undetached, a graph would outlive the step and keep its parameters' nodes on a stream no capture may touch.
+        return output.detach(), h_n.detach(), c_n.detach(), *gradients
 
-    expected = step()
+    # All that happens but once, as compiling, happens before the capture, and not on the default stream.
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        step()
+        expected = step()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
     for _ in range(3):
         for tensor in captured:
-            tensor.detach().fill_(torch.nan)
+            tensor.fill_(torch.nan)
         graph.replay()
         for tensor, once in zip(captured, expected, strict=True):
             assert torch.equal(tensor, once)
 
 
+@compiles
+@pytest.mark.filterwarnings("ignore:TensorFloat32 tensor cores:UserWarning")  # advice of inductor's
 @pytest.mark.gpu
 def test_inductor_compiles_the_whole_call() -> None:
     torch._dynamo.reset()
