@@ -35,12 +35,14 @@ ifneq ($(words $(DATA)),1)
 $(error DATA: expected one path without spaces, got $(DATA))
 endif
 OUT := out/data-$(firstword $(subst ., ,$(notdir $(patsubst %/,%,$(DATA)))))
-PREPARE := reviews $(DATA) --valid-fraction 0.1 --test-fraction 0.1
+PREPARE := reviews $(DATA) --valid-fraction 0.02 --test-fraction 0.1
+DOCUMENTS := 2500
 TAGS := auto
 PRIME := I bought this
 else
 OUT := out/grammar
 PREPARE := grammar --reviews 60000
+DOCUMENTS := 4000
 TAGS := gold
 PRIME := I
 endif
@@ -60,7 +62,7 @@ $(OUT)/run/trained: $(OUT)/corpus/manifest.json fastlstm/recipes/demo.toml
 
 # Held-out reviews with their sentiment and part-of-speech tags.
 $(OUT)/text/manifest.json: $(OUT)/corpus/manifest.json
-	$(PROBES) label reviews $(OUT)/corpus --documents 4000 --tags $(TAGS) --out $(OUT)/text
+	$(PROBES) label reviews $(OUT)/corpus --documents $(DOCUMENTS) --tags $(TAGS) --out $(OUT)/text
 	touch $@
 
 # Cell states into Zarr: the last state of every review, and every state of some reviews; trained and untrained.
