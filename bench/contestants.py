@@ -7,7 +7,7 @@ product is timed with it, and ``forward_backward`` ends with the gradients of we
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -62,12 +62,11 @@ class Contestant:
     input: str
     version: str
     calls: Mapping[str, Call]
-    auto: Mapping[str, str] = field(default_factory=dict)  # by case, for ours: what would run if nothing were forced
 
     def columns(self, case: str) -> dict[str, str]:
         """The columns of a row of results that say who was measured."""
         columns = {"case": case, "contestant": self.name, "dtype": self.dtype, "input": self.input}
-        return columns | {"version": self.version, "auto": self.auto.get(case, "")}
+        return columns | {"version": self.version}
 
     def __str__(self) -> str:
         return f"{self.name} {self.dtype} {self.input}"
@@ -92,15 +91,7 @@ def ours(shape: Shape, dtype: str, device: str, data: Data, *, backend: str, ids
         "forward_train": lambda: lstm(x),
         "forward_backward": lambda: torch.autograd.grad(lstm(x)[0], wanted, data.d_output),
     }
-    size: dict[str, Any] = {
-        "hidden_size": shape.H,
-        "batch_size": shape.B,
-        "dtype": DTYPES[dtype],
-        "device": device,
-        "ids": ids,
-    }
-    auto = {case: fastlstm.explain(**size, cells=case == "forward_cells").backend for case in calls}
-    return Contestant(f"fastlstm-{backend}", dtype, "ids" if ids else "dense", __version__, calls, auto)
+    return Contestant(f"fastlstm-{backend}", dtype, "ids" if ids else "dense", __version__, calls)
 
 
 def cudnn_version(device: str) -> str:
