@@ -8,9 +8,10 @@ times. PRODUCT, PRODUCTS and BRAND stay the same over a review. "a" before a vow
 begin with a capital.
 
 Neutral sentences are the same in both classes, so whoever predicts the next byte gains by remembering the
-sentiment across them. Sentences are short and words few on purpose: that gain is a bit a sentence, and with
-twice the words and sentences twice as long, 6 MB of training went into spelling and no cell kept the sentiment
-(128 cells: best cell 67 % against 96 % with these rules). Words with more than one tag: works, sound, sounds,
+sentiment across them. Sentences are short and words few on purpose: that gain is at most a bit a sentence. In
+one run each of a 128-cell model over 6 MB, the best cell told 68 % of reviews apart with an earlier grammar of
+three times the words and longer sentences, and 97 % with this one (cell and threshold picked on those reviews;
+words and length changed together, so which of the two matters is not known). Words with more than one tag: works, sound, sounds,
 use, charge, better, worse, that, one.
 """
 
