@@ -11,7 +11,8 @@ Neutral sentences are the same in both classes, so whoever predicts the next byt
 sentiment across them. Sentences are short and words few on purpose: that gain is at most a bit a sentence. In
 one run each of a 128-cell model over 6 MB, the best cell told 68 % of reviews apart with an earlier grammar of
 three times the words and longer sentences, and 97 % with this one (cell and threshold picked on those reviews;
-words and length changed together, so which of the two matters is not known). Words with more than one tag: works, sound, sounds,
+words and length changed together, so which of the two matters is not known).
+Words with more than one tag: works, sound, sounds,
 use, charge, better, worse, that, one.
 """
 
