@@ -17,8 +17,18 @@ from torch import Tensor
 
 from fastlstm_kernels.activations import sigmoid_or_tanh, tanh
 from fastlstm_kernels.grid import COUNTER_STRIDE, arrive, wait, zero_counters
-from fastlstm_kernels.launch import Tile, capability_of, dot_precision, forward_tile, resident_programs
+from fastlstm_kernels.launch import (
+    PROGRAMS,
+    SmallTile,
+    Tile,
+    capability_of,
+    dot_precision,
+    forward_tile,
+    resident_programs,
+    small_batch_tile,
+)
 from fastlstm_kernels.shapes import check_shapes
+from fastlstm_kernels.small_batch import run_small_batch
 
 
 @triton.jit
@@ -264,20 +274,25 @@ def lstm_forward(
     save_gates: bool = False,
     cells_dtype: torch.dtype | None = None,
     units: Tensor | None = None,
-    tile: Tile | None = None,
+    tile: Tile | SmallTile | None = None,
     persistent: bool | None = None,
 ) -> TritonForward:
     """Run one layer over T steps; arguments as in ``reference.lstm_forward``, in float32, float16 or bfloat16.
 
     ``save_gates`` keeps the activated gates (T, B, 4H) in the weights' dtype, which the backward needs.
     ``cells_dtype`` asks for every c_t, (T, B, H) in that dtype (the backward wants float32), or (T, B, U) of the
-    chosen ``units`` (U,), each at most once. ``tile`` overrides the launch table. ``persistent``: all steps in one
-    launch (None: on a GPU yes, in the interpreter no). Raises what ``check_shapes`` raises.
+    chosen ``units`` (U,), each at most once. ``tile`` overrides the launch tables; a ``SmallTile`` means the kernel of
+    ``small_batch``, whose programs must all run at the same time, in float16 or bfloat16 with H in multiples of 8.
+    ``persistent``: all steps in one launch (None: on a GPU yes, in the interpreter no). Raises what ``check_shapes``
+    raises.
     """
     T, B, H = check_shapes(inputs, ids, weight_hh, h0, c0, resets)
     if weight_hh.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"weight_hh: expected float32, float16 or bfloat16, got {weight_hh.dtype}")
-    tile = tile or forward_tile(H, B, weight_hh.dtype, capability_of(weight_hh.device))
+    if tile is None:
+        size = (H, B, weight_hh.dtype, capability_of(weight_hh.device))
+        resident = resident_programs(weight_hh.device) if weight_hh.is_cuda else PROGRAMS
+        tile = small_batch_tile(*size, resident) or forward_tile(*size)
     persistent = weight_hh.is_cuda if persistent is None else persistent
     inputs, weight_hh, h0 = inputs.contiguous(), weight_hh.contiguous(), h0.contiguous()
     ids = None if ids is None else ids.contiguous()
@@ -292,6 +307,19 @@ def lstm_forward(
         columns = torch.full((H,), -1, dtype=torch.int32, device=h.device)
         columns[units.long()] = torch.arange(U, dtype=torch.int32, device=h.device)
     cells = None if cells_dtype is None else torch.empty(T, B, U, dtype=cells_dtype, device=h.device)
+
+    if isinstance(tile, SmallTile):
+        run_small_batch(
+            *(inputs, weight_hh, h0, state, h),
+            ids=ids,
+            resets=resets,
+            gates=gates,
+            cells=cells,
+            columns=columns,
+            tile=tile,
+            persistent=persistent,
+        )
+        return TritonForward(h, state, cells, gates)
 
     batch_tiles = triton.cdiv(B, tile.block_b)
     programs, launches = batch_tiles * triton.cdiv(H, tile.block_h), [(t, t + 1) for t in range(T)]

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
+
+AnyTile = TypeVar("AnyTile", "Tile", "SmallTile")
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,26 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class SmallTile:
+    """One program's share of the small-batch kernel: ``block_b`` sequences by ``block_h`` units.
+
+    ``warps`` of 32 threads share the sum over h; ``peek``: look whether the first part of h_{t-1} is there before
+    asking for the rest.
+    """
+
+    block_b: int
+    block_h: int
+    warps: int
+    peek: bool = False
+
+
+@dataclass(frozen=True)
+class Row(Generic[AnyTile]):
     """``tile`` for up to B sequences and up to H units; the first row that covers a size is taken."""
 
     B: float
     H: float
-    tile: Tile
+    tile: AnyTile
 
 
 ANY = float("inf")
@@ -55,6 +72,17 @@ FORWARD = (
     Row(512, 1024, Tile(128, 32, 64, 4, 8)),  # 1024x512: 12.6; 128x16x64 16.1
     Row(ANY, 512, Tile(128, 32, 64, 4, 8)),  # 512x2048: 18.2; 128x64x64 19.0
     Row(ANY, ANY, Tile(128, 64, 64, 4, 8)),  # 2048x512: 34.2; 256x32x64 41.6. 2048x2048: 142; 256x32x64 167
+)
+
+# Weights of 1024 units are all that registers hold. These are estimates all: none was timed.
+SMALL_BATCH = (
+    Row(8, 512, SmallTile(8, 8, 4)),
+    Row(8, 1024, SmallTile(8, 8, 8)),
+    Row(16, 512, SmallTile(16, 8, 4)),
+    Row(16, 1024, SmallTile(16, 8, 8)),
+    Row(32, 512, SmallTile(16, 8, 4)),
+    Row(32, 1024, SmallTile(16, 16, 8)),
+    Row(64, 256, SmallTile(16, 8, 4)),
 )
 
 # Without `split`, which fills the multiprocessors.
@@ -78,6 +106,7 @@ BACKWARD = (
 HOPPER = (9, 0)
 PROGRAMS = 128
 MOST_SPLIT = 16
+SMALL_MULTIPLE = 8  # of H, for the small-batch kernel: elements in a load of 16 bytes
 
 
 def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
@@ -87,6 +116,21 @@ def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int]
     if capability < HOPPER:
         return Tile(16 if B <= 16 else 64, 16, 64, 3, 4)
     return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)
+
+
+def small_batch_tile(
+    H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER, resident: int = PROGRAMS
+) -> SmallTile | None:
+    """The small-batch kernel's tile, or None where it does not serve: its programs must run at the same time."""
+    if dtype == torch.float32 or capability < HOPPER or H % SMALL_MULTIPLE:
+        return None
+    tile = next((row.tile for row in SMALL_BATCH if B <= row.B and H <= row.H), None)
+    return None if tile is None or small_batch_programs(H, B, tile) > resident else tile
+
+
+def small_batch_programs(H: int, B: int, tile: SmallTile) -> int:
+    """Programs of one launch of the small-batch kernel."""
+    return -(-B // tile.block_b) * -(-H // tile.block_h)
 
 
 def backward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
