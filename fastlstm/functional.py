@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends import Call, choose, warn_of_fallback
-from fastlstm.ops import cell_dtype, lstm_layer
-from fastlstm_kernels import eager
+from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer
 
 State = tuple[Tensor, Tensor]
 
@@ -23,7 +22,8 @@ class Recurrence(NamedTuple):
 
     weight_ih: Tensor
     weight_hh: Tensor
-    bias: Tensor | None
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
 
 
 def lstm(
@@ -89,12 +89,12 @@ def lstm(
     lengths = None if lengths is None else _check_lengths(lengths, T, B, batched, x.device)
     directions = 2 if bidirectional else 1
     layers = _stack(weights, bias, num_layers, directions)
-    h0, c0 = _initial_state(hx, len(layers), B, batched, weights[1])
+    state = None if hx is None else _check_state(hx, len(layers), B, batched, weights[1])
 
     cells: Tensor | None = None
     if choice.backend == "cudnn":
         output, h_n, c_n = _cudnn(
-            x, h0, c0, weights, bias, num_layers, dropout if training else 0.0, training, bidirectional
+            x, state, weights, bias, num_layers, dropout if training else 0.0, training, bidirectional
         )
     else:
         run = _Run(resets, None if lengths is None else _Ends(lengths, T), return_cells, recompute, choice.backend)
@@ -104,9 +104,10 @@ def lstm(
             sides = []
             for direction in range(directions):
                 j = k * directions + direction
-                h, cells_of_side, state = run.layer(layers[j], output, h0[j], c0[j], reverse=direction == 1)
+                h0, c0 = (None, None) if state is None else (state[0][j], state[1][j])
+                h, cells_of_side, final = run.layer(layers[j], output, h0, c0, reverse=direction == 1)
                 sides.append((h, cells_of_side))
-                finals.append(state)
+                finals.append(final)
             output = torch.cat([h for h, _ in sides], 2) if bidirectional else sides[0][0]
             if dropout and k + 1 < num_layers:
                 output = F.dropout(output, dropout, training)
@@ -176,10 +177,10 @@ class _Ends(NamedTuple):
         order = torch.where(t < self.lengths, self.lengths - 1 - t, t)
         return tensor.gather(0, order.view(*order.shape, *(1,) * (tensor.dim() - 2)).expand(tensor.shape))
 
-    def last(self, states: Tensor, first: Tensor) -> Tensor:
-        """(B, H): ``states`` (T, B, H) after each sequence's last step; ``first`` (B, H) where it has none."""
+    def last(self, states: Tensor, first: Tensor | None) -> Tensor:
+        """(B, H): ``states`` (T, B, H) after each sequence's last step; ``first`` (B, H), or 0, where it has none."""
         at = (self.lengths - 1).clamp_min(0).view(1, -1, 1).expand(1, *states.shape[1:])
-        return torch.where((self.lengths > 0).unsqueeze(1), states.gather(0, at)[0], first)
+        return torch.where((self.lengths > 0).unsqueeze(1), states.gather(0, at)[0], 0 if first is None else first)
 
 
 class _Run(NamedTuple):
@@ -192,7 +193,7 @@ class _Run(NamedTuple):
     backend: str
 
     def layer(
-        self, layer: Recurrence, x: Tensor, h0: Tensor, c0: Tensor, *, reverse: bool
+        self, layer: Recurrence, x: Tensor, h0: Tensor | None, c0: Tensor | None, *, reverse: bool
     ) -> tuple[Tensor, Tensor | None, State]:
         """h_t and c_t (T, B, H) of one direction, in the order of time, and its final state."""
         resets = self.resets
@@ -207,10 +208,9 @@ class _Run(NamedTuple):
                 resets = self._reversed(after)
                 if self.ends is not None:
                     resets = torch.cat((torch.zeros_like(resets[:1]), resets[1:]))
-        ids = x if x.dim() == 2 else None
         h, c_n, cells = lstm_layer(
-            *(_input_product(layer, None if ids is not None else x), layer.weight_hh, h0, c0),
-            ids=ids,
+            layer_inputs(x, layer.weight_ih, layer.bias_ih, layer.bias_hh, backend=self.backend),
+            *(layer.weight_hh, h0, c0),
             resets=resets,
             return_cells=self.return_cells or self.ends is not None,
             recompute=self.recompute,
@@ -234,8 +234,7 @@ class _Run(NamedTuple):
 
 def _cudnn(
     x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
+    state: State | None,
     weights: Sequence[Tensor],
     bias: bool,
     num_layers: int,
@@ -244,6 +243,11 @@ def _cudnn(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch.nn.LSTM's own kernel on a GPU: output, h_n and c_n of time-major ``x``."""
+    if state is None:
+        recurrences = num_layers * (2 if bidirectional else 1)
+        h0 = c0 = x.new_zeros(recurrences, x.shape[1], weights[1].shape[1])
+    else:
+        h0, c0 = state[0].contiguous(), state[1].to(x.dtype).contiguous()
     # cuDNN's backward needs the training mode, whatever mode the module is in.
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
     with warnings.catch_warnings(), torch.autocast(x.device.type, enabled=False):
@@ -251,7 +255,7 @@ def _cudnn(
         warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
         output, h_n, c_n = torch._VF.lstm(
             x,
-            (h0.contiguous(), c0.to(h0.dtype).contiguous()),
+            (h0, c0),
             tuple(weights),
             bias,
             num_layers,
@@ -260,7 +264,7 @@ def _cudnn(
             bidirectional,
             False,
         )
-    return output, h_n, c_n.to(c0.dtype)
+    return output, h_n, c_n.to(cell_dtype(x.dtype))
 
 
 def _check_input(input: Tensor, weight_ih: Tensor) -> None:
@@ -308,40 +312,24 @@ def _stack(weights: Sequence[Tensor], bias: bool, num_layers: int, directions: i
     if len(weights) != each * num_layers * directions:
         raise ValueError(f"weights: expected {each * num_layers * directions} tensors, got {len(weights)}")
     groups = [weights[j : j + each] for j in range(0, len(weights), each)]
-    return [Recurrence(group[0], group[1], group[2] + group[3] if bias else None) for group in groups]
+    return [Recurrence(*group) for group in groups]
 
 
-def _input_product(layer: Recurrence, x: Tensor | None) -> Tensor:
-    """x W_ih^T + b_ih + b_hh (T, B, 4H); for x None its table over the ids (I, 4H)."""
-    weight, bias = layer.weight_ih, layer.bias
-    if x is None:
-        table = weight.t()
-        return table.contiguous() if bias is None else table + bias
-    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if trained or torch.compiler.is_compiling():
-        return F.linear(x, weight, bias)
-    return eager.linear(x, weight, bias)
-
-
-def _initial_state(hx: State | None, recurrences: int, B: int, batched: bool, weight_hh: Tensor) -> State:
+def _check_state(hx: State, recurrences: int, B: int, batched: bool, weight_hh: Tensor) -> State:
+    """h_0 and c_0, each (recurrences, B, H), in the dtypes that the layers keep."""
     H = weight_hh.shape[1]
-    shape = (recurrences, B, H)
-    dtypes = (weight_hh.dtype, cell_dtype(weight_hh.dtype))
-    if hx is None:
-        h0, c0 = (weight_hh.new_zeros(shape, dtype=dtype) for dtype in dtypes)
-        return h0, c0
     dims = 3 if batched else 2
     if hx[0].dim() != dims or hx[1].dim() != dims:
         kind = "batched 3-D" if batched else "unbatched 2-D"
         raise ValueError(
             f"For {kind} input, hx and cx should also be {dims}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
-    wanted = shape if batched else (recurrences, H)
+    wanted = (recurrences, B, H) if batched else (recurrences, H)
     for name, state in zip(("hidden[0]", "hidden[1]"), hx, strict=True):
         if state.shape != wanted:
             raise ValueError(f"Expected {name} size {wanted}, got {list(state.shape)}")
-    h0, c0 = ((state if batched else state.unsqueeze(1)).to(dtype) for state, dtype in zip(hx, dtypes, strict=True))
-    return h0, c0
+    h0, c0 = hx if batched else (state.unsqueeze(1) for state in hx)
+    return h0.to(weight_hh.dtype), c0.to(cell_dtype(weight_hh.dtype))
 
 
 def _time_major(tensor: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -18,7 +18,8 @@ class Tile:
 
     ``block_b`` sequences by ``block_h`` units, ``block_k`` of the summed dimension at a time; ``stages`` of loads in
     flight; ``warps`` of 32 threads; ``split``: programs that share one tile's sum (backward only); ``serpentine``:
-    every other step sums in reverse, for weights that outgrow the L2 cache.
+    every other step sums in reverse, for weights that outgrow the L2 cache; ``input_stages`` of loads in flight in the
+    product of dense inputs, whose buffers are free again when that of h needs them (forward only).
     """
 
     block_b: int
@@ -28,6 +29,7 @@ class Tile:
     warps: int
     split: int = 1
     serpentine: bool = False
+    input_stages: int = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ BACKWARD = (
 
 HOPPER = (9, 0)
 PROGRAMS = 128
+LEAST_K = 16  # of a product on tensor cores
 MOST_SPLIT = 16
 
 
@@ -87,6 +90,22 @@ def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int]
     if capability < HOPPER:
         return Tile(16 if B <= 16 else 64, 16, 64, 3, 4)
     return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)
+
+
+def fuses_inputs(I: int, H: int, B: int) -> bool:
+    """Whether the forward multiplies dense inputs of I features by itself, before each step waits for the one before.
+
+    Else one large product does it for all steps, (T, B, 4H), which many features or sequences keep busy (e).
+    """
+    return min(512, H // 2) >= I and B <= 512
+
+
+def input_block(weight_ih: torch.Tensor | None, tile: Tile) -> tuple[int | None, int | None]:
+    """I of ``weight_ih`` (4H, I), and how many features the forward multiplies at a time; None without it."""
+    if weight_ih is None:
+        return None, None
+    features = weight_ih.shape[1]
+    return features, min(tile.block_k, max(LEAST_K, 1 << (features - 1).bit_length()))
 
 
 def backward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:

@@ -361,7 +361,7 @@ def test_the_printed_form_shows_what_is_unusual() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("T", "B", "I", "H"), [(9, 33, 100, 200), (5, 130, 256, 272), (17, 7, 128, 1024)])
-def test_odd_sizes_are_right_on_a_gpu(T: int, B: int, I: int, H: int, dtype: torch.dtype) -> None:  # noqa: E741
+def test_odd_sizes_are_right_on_a_gpu(T: int, B: int, I: int, H: int, dtype: torch.dtype) -> None:
     lstm, x, hx = make(T, B, I, H, dtype=dtype, backend="triton")
     first = assert_right(lstm, x, hx, resets=some_resets(T, B))
     for _ in range(3):
