@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +13,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends import Call, choose, warn_of_fallback
-from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer
+from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer, settled
+from fastlstm_kernels.launch import capability_of
 
 State = tuple[Tensor, Tensor]
 
@@ -40,6 +42,8 @@ def lstm(
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    cells_dtype: torch.dtype | None = None,
+    cell_units: Tensor | None = None,
     recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
@@ -54,6 +58,8 @@ def lstm(
       directions: no state and no gradient passes between them, and a forward direction starts from zero there.
     - ``lengths``: integers (B,). Steps past a sequence's length are not read: outputs and cells there are zero, and the
       final state is the one after its last step, as with packed sequences.
+    - ``cells_dtype``, ``cell_units``: with ``return_cells`` and without a gradient, c_t in this floating-point dtype
+      and at these units (U,) alone, different integers below directions * H, in their order.
     - ``recompute``: the backward computes the gates again, (T, B, 4H), which else the forward keeps for it.
     - ``backend``: "auto", "triton", "cudnn" or "torch", see ``fastlstm.explain``.
 
@@ -74,47 +80,70 @@ def lstm(
         recompute=recompute,
     )
     choice = choose(call, backend)
-    if choice.fallback and not torch.compiler.is_compiling():
-        warn_of_fallback(choice)
+    if choice.fallback:
+        warn_of_fallback(choice.backend, choice.reason)
 
     batched = input.dim() == (2 if call.ids else 3)
     if resets is not None and resets.shape != input.shape[: 2 if batched else 1]:
         raise ValueError(
             f"resets: expected shape {tuple(input.shape[: 2 if batched else 1])}, got {tuple(resets.shape)}"
         )
-    weights = tuple(weight.to(call.dtype) for weight in weights)
-    x = _time_major(input if call.ids else input.to(call.dtype), batched, batch_first)
+    cast = call.dtype != weights[0].dtype  # autocast
+    if cast:
+        weights = [weight.to(call.dtype) for weight in weights]
+    x = input if call.ids or input.dtype == call.dtype else input.to(call.dtype)
+    x = _time_major(x, batched, batch_first)
     resets = None if resets is None else _time_major(resets, batched, batch_first)
     T, B = x.shape[:2]
     lengths = None if lengths is None else _check_lengths(lengths, T, B, batched, x.device)
     directions = 2 if bidirectional else 1
     layers = _stack(weights, bias, num_layers, directions)
     state = None if hx is None else _check_state(hx, len(layers), B, batched, weights[1])
+    if cells_dtype is not None or cell_units is not None:
+        trained = call.training or (torch.is_grad_enabled() and hx is not None and any(s.requires_grad for s in hx))
+        width = directions * call.hidden_size
+        cell_units = _check_extraction(cells_dtype, cell_units, return_cells, trained, width, x.device)
 
     cells: Tensor | None = None
     if choice.backend == "cudnn":
-        output, h_n, c_n = _cudnn(
-            x, state, weights, bias, num_layers, dropout if training else 0.0, training, bidirectional
-        )
+        with warnings.catch_warnings() if cast else contextlib.nullcontext():
+            # Parameters can lie in one block, copies in another dtype cannot.
+            if cast:
+                warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+            output, h_n, c_n = _cudnn(
+                x, state, weights, bias, num_layers, dropout if training else 0.0, training, bidirectional
+            )
     else:
-        run = _Run(resets, None if lengths is None else _Ends(lengths, T), return_cells, recompute, choice.backend)
+        run = _Run(resets, None if lengths is None else _Ends(lengths, T), recompute, choice.backend)
+        # One direction's cells can leave the kernel as they are wanted, unless where they end is looked up in them.
+        inside = not bidirectional and lengths is None
         finals: list[State] = []
         output = x
         for k in range(num_layers):
+            kept = None
+            if return_cells and k + 1 == num_layers:
+                kept = _Kept(cells_dtype, cell_units) if inside else _Kept(None, None)
             sides = []
             for direction in range(directions):
                 j = k * directions + direction
                 h0, c0 = (None, None) if state is None else (state[0][j], state[1][j])
-                h, cells_of_side, final = run.layer(layers[j], output, h0, c0, reverse=direction == 1)
+                h, cells_of_side, final = run.layer(layers[j], output, h0, c0, kept, reverse=direction == 1)
                 sides.append((h, cells_of_side))
                 finals.append(final)
             output = torch.cat([h for h, _ in sides], 2) if bidirectional else sides[0][0]
             if dropout and k + 1 < num_layers:
                 output = F.dropout(output, dropout, training)
         if return_cells:
-            kept = [side for _, side in sides if side is not None]
-            cells = torch.cat(kept, 2) if bidirectional else kept[0]
-        h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
+            every = [side for _, side in sides if side is not None]
+            cells = torch.cat(every, 2) if bidirectional else every[0]
+            if not inside:
+                cells = cells if cell_units is None else cells.index_select(2, cell_units)
+                cells = cells if cells_dtype is None else cells.to(cells_dtype)
+        if len(finals) == 1:
+            # c_n is a tensor of its own already, the last h a part of the output.
+            h_n, c_n = finals[0][0].unsqueeze(0).clone(), finals[0][1].unsqueeze(0)
+        else:
+            h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
     if not batched:
         h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
     output = _user_layout(output, batched, batch_first)
@@ -136,18 +165,29 @@ def describe(
     recompute: bool,
 ) -> Call:
     """The call as ``choose`` sees it, ``input`` and ``weights`` as given to ``lstm``. Raises on a wrong ``input``."""
-    _check_input(input, weights[0])
+    weight_ih = weights[0]
+    _check_input(input, weight_ih)
     ids = input.dtype == torch.uint8
-    batched = input.dim() == (2 if ids else 3)
-    device, dtype = weights[0].device, weights[0].dtype
+    device, dtype = weight_ih.device, weight_ih.dtype
+    steps, batch_size = input.shape[0], 1
+    if input.dim() == (2 if ids else 3):
+        steps, batch_size = input.shape[:2]
+        if batch_first:
+            steps, batch_size = batch_size, steps
     if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
+    compiling = torch.compiler.is_compiling()
+    capability = None
+    if device.type == "cuda":
+        # The one that remembers is nothing for torch.compile, which knows the other.
+        capability = torch.cuda.get_device_capability(device) if compiling else capability_of(device)
     return Call(
         hidden_size=weights[1].shape[1],
-        batch_size=input.shape[0 if batch_first else 1] if batched else 1,
+        batch_size=batch_size,
         dtype=dtype,
         device=device.type,
-        input_size=weights[0].shape[1],
+        steps=steps,
+        input_size=weight_ih.shape[1],
         num_layers=num_layers,
         bidirectional=bidirectional,
         ids=ids,
@@ -155,10 +195,17 @@ def describe(
         lengths=lengths,
         cells=cells,
         recompute=recompute,
-        compiling=torch.compiler.is_compiling(),
+        compiling=compiling,
         training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
-        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        capability=capability,
     )
+
+
+class _Kept(NamedTuple):
+    """How every c_t is wanted: in which dtype and of which units (None: the kernel's own, all)."""
+
+    dtype: torch.dtype | None
+    units: Tensor | None
 
 
 class _Ends(NamedTuple):
@@ -188,14 +235,13 @@ class _Run(NamedTuple):
 
     resets: Tensor | None
     ends: _Ends | None
-    return_cells: bool
     recompute: bool
     backend: str
 
     def layer(
-        self, layer: Recurrence, x: Tensor, h0: Tensor | None, c0: Tensor | None, *, reverse: bool
+        self, layer: Recurrence, x: Tensor, h0: Tensor | None, c0: Tensor | None, kept: _Kept | None, *, reverse: bool
     ) -> tuple[Tensor, Tensor | None, State]:
-        """h_t and c_t (T, B, H) of one direction, in the order of time, and its final state."""
+        """h_t and, as ``kept``, c_t (T, B, H) of one direction, in the order of time, and its final state."""
         resets = self.resets
         if self.ends is not None and x.dim() == 3:
             # What is past the end must not matter, not even if it is NaN.
@@ -212,7 +258,9 @@ class _Run(NamedTuple):
             layer_inputs(x, layer.weight_ih, layer.bias_ih, layer.bias_hh, backend=self.backend),
             *(layer.weight_hh, h0, c0),
             resets=resets,
-            return_cells=self.return_cells or self.ends is not None,
+            return_cells=kept is not None or self.ends is not None,
+            cells_dtype=None if kept is None else kept.dtype,
+            units=None if kept is None else kept.units,
             recompute=self.recompute,
             backend=self.backend,
         )
@@ -222,7 +270,7 @@ class _Run(NamedTuple):
             final = (self.ends.last(h, h0), self.ends.last(cells, c0))
             past = self.ends.past().unsqueeze(2)
             h, cells = h.masked_fill(past, 0), cells.masked_fill(past, 0)
-        if not self.return_cells:
+        if kept is None:
             cells = None
         if reverse:
             h, cells = self._reversed(h), None if cells is None else self._reversed(cells)
@@ -250,9 +298,7 @@ def _cudnn(
         h0, c0 = state[0].contiguous(), state[1].to(x.dtype).contiguous()
     # cuDNN's backward needs the training mode, whatever mode the module is in.
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
-    with warnings.catch_warnings(), torch.autocast(x.device.type, enabled=False):
-        # Packing the weights at every call is a copy of them; packing them for good would make parameters share memory.
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+    with settled(x):
         output, h_n, c_n = torch._VF.lstm(
             x,
             (h0, c0),
@@ -329,7 +375,41 @@ def _check_state(hx: State, recurrences: int, B: int, batched: bool, weight_hh: 
         if state.shape != wanted:
             raise ValueError(f"Expected {name} size {wanted}, got {list(state.shape)}")
     h0, c0 = hx if batched else (state.unsqueeze(1) for state in hx)
-    return h0.to(weight_hh.dtype), c0.to(cell_dtype(weight_hh.dtype))
+    h_dtype, c_dtype = weight_hh.dtype, cell_dtype(weight_hh.dtype)
+    return h0 if h0.dtype == h_dtype else h0.to(h_dtype), c0 if c0.dtype == c_dtype else c0.to(c_dtype)
+
+
+def _check_extraction(
+    dtype: torch.dtype | None,
+    units: Tensor | None,
+    return_cells: bool,
+    trained: bool,
+    width: int,
+    device: torch.device,
+) -> Tensor | None:
+    """``units`` as int64 on ``device``; on a GPU their values are looked at by an assertion there, without waiting."""
+    if not return_cells:
+        raise ValueError("cells_dtype, cell_units: expected None without return_cells=True")
+    if trained:
+        raise ValueError("cells_dtype, cell_units: expected None where a gradient is wanted; use torch.no_grad()")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"cells_dtype: expected a floating-point dtype, got {dtype}")
+    if units is None:
+        return None
+    if units.dim() != 1 or units.numel() == 0:
+        raise ValueError(f"cell_units: expected shape (U,) with U >= 1, got {tuple(units.shape)}")
+    if units.is_floating_point() or units.dtype == torch.bool:
+        raise TypeError(f"cell_units: expected an integer dtype, got {units.dtype}")
+    if torch.compiler.is_compiling():
+        return units.to(device, torch.int64)
+    inside = (units >= 0).all() & (units < width).all()
+    different = units.sort().values.diff().ne(0).all()
+    message = f"cell_units: expected different units from 0 to {width - 1}"
+    if units.is_cuda:
+        torch._assert_async(inside & different, message)
+    elif not (inside and different):
+        raise ValueError(f"{message}, got {units.tolist()}")
+    return units.to(device, torch.int64)
 
 
 def _time_major(tensor: Tensor, batched: bool, batch_first: bool) -> Tensor:

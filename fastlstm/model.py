@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlstm.lstm import LSTM, State
+from fastlstm.module import LSTM, State
 
 BYTES = 256
 Initialisation = Literal["glorot", "uniform"]

@@ -88,7 +88,7 @@ def _run_forward(
     save_gates: bool,
     backend: str,
 ) -> _Forward:
-    with _settled(weight_hh):
+    with settled(weight_hh):
         if ids is not None:
             _check_ids(ids, inputs.shape[0])
         if backend == "triton":
@@ -206,7 +206,7 @@ def _lstm_backward(
     are also needed with ``weight_ih``, whose gradient is made here; that of x is empty unless ``inputs_wanted``.
     ``table_rows`` is V when ``ids`` is given.
     """
-    with _settled(weight_hh):
+    with settled(weight_hh):
         if gates is None:
             assert inputs is not None
             if backend == "triton":
@@ -338,7 +338,7 @@ def _elsewhere(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-def _settled(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
+def settled(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     """On the device of ``tensor``, which a kernel's launch does not look at, and without autocast."""
     here = not tensor.is_cuda or tensor.device.index == torch.cuda.current_device()
     if here and not torch.is_autocast_enabled(tensor.device.type):
@@ -390,7 +390,6 @@ def lstm_layer(
     (U,) alone, (T, B, U). ``backend`` is "triton" or "torch".
     """
     values, ids, weight_ih, bias_ih, bias_hh = inputs
-    check_shapes(values, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)
     tensors = (values, weight_hh, h0, c0, ids, resets, weight_ih, bias_ih, bias_hh, units)
     trained = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     if trained or (return_cells and cells_dtype is None):
@@ -398,8 +397,9 @@ def lstm_layer(
     if not trained and _unseen(tensors):
         h, c_n, cells, _ = _run_forward(*tensors, cells_dtype, False, backend)
     else:
+        check_shapes(values, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)
         h, c_n, cells, _ = _lstm_forward(*tensors, cells_dtype, trained and not recompute, backend)
     return h, c_n, cells if return_cells else None
 
 
-__all__ = ["Inputs", "cell_dtype", "layer_inputs", "lstm_layer"]
+__all__ = ["Inputs", "cell_dtype", "layer_inputs", "lstm_layer", "settled"]

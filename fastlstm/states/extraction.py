@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastlstm.errors import InputError
-from fastlstm.lstm import State
 from fastlstm.model import ByteLM
+from fastlstm.module import State
 from fastlstm.states.plan import Unit, pack
 from fastlstm.states.rows import RowRule
 from fastlstm.states.schema import STORED_DTYPES, StoredDtype

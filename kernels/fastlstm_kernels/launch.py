@@ -86,7 +86,7 @@ MOST_SPLIT = 16
 def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
     """The forward's tile; float32, and GPUs with less shared memory than Hopper's, take small ones (not tuned)."""
     if dtype == torch.float32:
-        return Tile(16 if B <= 16 else 64, 16, 32, 3, 4)
+        return Tile(16 if B <= 16 else 64, 16, 32, 3, 4, input_stages=1)  # more spill
     if capability < HOPPER:
         return Tile(16 if B <= 16 else 64, 16, 64, 3, 4)
     return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)

@@ -16,8 +16,8 @@ class Sizes(NamedTuple):
     H: int
 
 
-def _expect(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != shape:
+def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
+    if tensor is not None and tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
 
 
@@ -68,12 +68,11 @@ def check_shapes(
         raise ValueError("bias_ih, bias_hh: expected both with weight_ih, or neither")
     if (h0 is None) != (c0 is None):
         raise ValueError("h0, c0: expected both or neither")
-    for name, tensor, shape in (("h0", h0, (B, H)), ("c0", c0, (B, H)), ("resets", resets, (T, B))):
-        if tensor is not None:
-            _expect(name, tensor, shape)
-    for name, tensor in (("bias_ih", bias_ih), ("bias_hh", bias_hh)):
-        if tensor is not None:
-            _expect(name, tensor, (4 * H,))
+    _expect("h0", h0, (B, H))
+    _expect("c0", c0, (B, H))
+    _expect("resets", resets, (T, B))
+    _expect("bias_ih", bias_ih, (4 * H,))
+    _expect("bias_hh", bias_hh, (4 * H,))
     if resets is not None and resets.dtype != torch.bool:
         raise TypeError(f"resets: expected torch.bool, got {resets.dtype}")
     dtype = weight_hh.dtype
