@@ -7,15 +7,17 @@ from fastlstm.errors import InputError
 from fastlstm.version import __version__
 
 if TYPE_CHECKING:
-    from fastlstm.lstm import LSTM, explain
+    from fastlstm.functional import lstm
     from fastlstm.model import ByteLM
+    from fastlstm.module import LSTM, explain
 
-__all__ = ["LSTM", "ByteLM", "InputError", "__version__", "explain"]
+__all__ = ["LSTM", "ByteLM", "InputError", "__version__", "explain", "lstm"]
 
 # Imported when first used, so that `fastlstm --help` and the workers of `prepare` do not wait for torch.
 _MODULES = {
-    "LSTM": "fastlstm.lstm",
-    "explain": "fastlstm.lstm",
+    "LSTM": "fastlstm.module",
+    "explain": "fastlstm.module",
+    "lstm": "fastlstm.functional",
     "ByteLM": "fastlstm.model",
 }
 

@@ -16,7 +16,7 @@ import importlib.util
 import os
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -28,8 +28,7 @@ OLDEST_CAPABILITY = (8, 0)  # Triton's own
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """What the choice depends on: sizes, dtype of the weights, device type, and what is asked for.
 
     ``capability`` of the GPU (None: not known, and not held against a kernel); ``compiling``: torch.compile is tracing.
@@ -39,6 +38,7 @@ class Call:
     batch_size: int
     dtype: torch.dtype
     device: str = "cuda"
+    steps: int = 128
     input_size: int = 256
     num_layers: int = 1
     bidirectional: bool = False
@@ -64,25 +64,32 @@ class Choice:
         return f"{self.backend}: {self.reason}"
 
 
+ANY = (1, float("inf"))
+HALF = (torch.float16, torch.bfloat16)
+
+
 @dataclass(frozen=True)
 class CudnnRow:
     """Sizes at which cuDNN was measured faster than the Triton kernels; bounds are inclusive.
 
-    ``persistent``: only where torch lets cuDNN keep the weights on the chip (aten/src/ATen/native/cudnn/RNN.cpp): one
-    layer, one direction, H and the input size multiples of 128, B of 8.
+    ``training``: only with gradients (True), only without (False), or both (None). ``persistent``: only where torch
+    lets cuDNN keep the weights on the chip (aten/src/ATen/native/cudnn/RNN.cpp): one layer, one direction, H and the
+    input size multiples of 128, B of 8.
     """
 
-    dtypes: tuple[torch.dtype, ...]
-    H: tuple[float, float]
-    B: tuple[float, float]
-    persistent: bool
-    training: bool  # only where gradients are wanted
     evidence: str
+    dtypes: tuple[torch.dtype, ...]
+    H: tuple[float, float] = ANY
+    B: tuple[float, float] = ANY
+    T: tuple[float, float] = ANY
+    training: bool | None = None
+    persistent: bool = False
 
     def covers(self, call: Call) -> bool:
-        if call.dtype not in self.dtypes or (self.training and not call.training):
+        if call.dtype not in self.dtypes or self.training not in (None, call.training):
             return False
-        if not (self.H[0] <= call.hidden_size <= self.H[1] and self.B[0] <= call.batch_size <= self.B[1]):
+        sizes = ((self.H, call.hidden_size), (self.B, call.batch_size), (self.T, call.steps))
+        if not all(low <= size <= high for (low, high), size in sizes):
             return False
         if not self.persistent:
             return True
@@ -90,30 +97,50 @@ class CudnnRow:
         return single and call.hidden_size % 128 == call.input_size % 128 == call.batch_size % 8 == 0
 
 
-ANY = float("inf")
-HALF = (torch.float16, torch.bfloat16)
-# NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128; bench/results/lstm.csv.
+def _above(low: int) -> tuple[float, float]:
+    return low, float("inf")
+
+
+# NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128, of the whole call at T = 1;
+# bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
 CUDNN_FASTER = (
+    CudnnRow("eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False),
+    CudnnRow("eager 433 against 508 at H=256 B=1, 426 against 519 at H=2048 B=128", HALF[1:], T=(1, 1), training=False),
     # B = 8 and 32 are estimates: cuDNN's time grows with B (6.5 at H=512 B=64), ours hardly.
     CudnnRow(
-        (torch.float16,),
-        (128, 1024),
-        (8, 32),
-        True,
-        False,
         "1.40 against 3.42 at H=256 B=16, 2.02 against 3.69 at H=1024",
+        HALF[:1],
+        H=(128, 1024),
+        B=(8, 32),
+        persistent=True,
     ),
-    CudnnRow(HALF, (4096, ANY), (2048, ANY), False, False, "543 against 567 at H=4096 B=2048"),
-    CudnnRow(HALF, (2048, ANY), (512, ANY), False, True, "forward + backward 375 against 426 at H=4096 B=512"),
-    CudnnRow(HALF, (1024, ANY), (2048, ANY), False, True, "forward + backward 170 against 170 at H=1024 B=2048"),
+    CudnnRow("543 against 567 at H=4096 B=2048", HALF, H=_above(4096), B=_above(2048)),
+    CudnnRow("forward + backward 375 against 426 at H=4096 B=512", HALF, H=_above(2048), B=_above(512), training=True),
+    CudnnRow(
+        "forward + backward 170 against 170 at H=1024 B=2048", HALF, H=_above(1024), B=_above(2048), training=True
+    ),
 )
 
 
 def choose(call: Call, backend: str = "auto") -> Choice:
     """The kernel for ``call``. A forced one that cannot run it raises ``ValueError`` saying why."""
+    variable = os.environ.get(VARIABLE)
+    if call.compiling:  # sizes may be symbols
+        return _choose(call, backend, variable)
+    # With all that the answer depends on beside the call.
+    surroundings = (HAS_TRITON, interpreted(), torch.backends.cudnn.enabled)
+    return _remembered_choice(call, backend, variable, surroundings)
+
+
+@functools.lru_cache(maxsize=4096)
+def _remembered_choice(call: Call, backend: str, variable: str | None, surroundings: tuple[bool, ...]) -> Choice:
+    return _choose(call, backend, variable)
+
+
+def _choose(call: Call, backend: str, variable: str | None) -> Choice:
     forced, source = backend, "backend"
     if forced == "auto":
-        forced, source = os.environ.get(VARIABLE) or "auto", VARIABLE
+        forced, source = variable or "auto", VARIABLE
     if forced != "auto":
         if forced not in FORCED:
             raise ValueError(f"{source}: expected 'auto', 'triton', 'cudnn' or 'torch', got {forced!r}")
@@ -178,7 +205,13 @@ def cudnn_refusal(call: Call) -> str | None:
     return None
 
 
-@functools.cache
-def warn_of_fallback(choice: Choice) -> None:
+# torch.compile calls it while it traces, and not again.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def warn_of_fallback(backend: str, reason: str) -> None:
     """Say once for each reason that a GPU does not run the fused kernels."""
-    warnings.warn(f"fastlstm runs {choice.backend!r}: {choice.reason}", stacklevel=4)
+    _warn_once(f"fastlstm runs {backend!r}: {reason}")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,8 +13,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends import Call, choose, warn_of_fallback
-from fastlstm.ops import cell_dtype, lstm_layer
-from fastlstm_kernels import eager
+from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer, settled
+from fastlstm_kernels.launch import capability_of
 
 State = tuple[Tensor, Tensor]
 
@@ -23,7 +24,8 @@ class Recurrence(NamedTuple):
 
     weight_ih: Tensor
     weight_hh: Tensor
-    bias: Tensor | None
+    bias_ih: Tensor | None = None
+    bias_hh: Tensor | None = None
 
 
 def lstm(
@@ -40,6 +42,8 @@ def lstm(
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
     return_cells: bool = False,
+    cells_dtype: torch.dtype | None = None,
+    cell_units: Tensor | None = None,
     recompute: bool = False,
     backend: str = "auto",
 ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
@@ -54,6 +58,8 @@ def lstm(
       directions: no state and no gradient passes between them, and a forward direction starts from zero there.
     - ``lengths``: integers (B,). Steps past a sequence's length are not read: outputs and cells there are zero, and the
       final state is the one after its last step, as with packed sequences.
+    - ``cells_dtype``, ``cell_units``: with ``return_cells`` and without a gradient, c_t in this floating-point dtype
+      and at these units (U,) alone, different integers below directions * H, in their order.
     - ``recompute``: the backward computes the gates again, (T, B, 4H), which else the forward keeps for it.
     - ``backend``: "auto", "triton", "cudnn" or "torch", see ``fastlstm.explain``.
 
@@ -74,46 +80,70 @@ def lstm(
         recompute=recompute,
     )
     choice = choose(call, backend)
-    if choice.fallback and not torch.compiler.is_compiling():
-        warn_of_fallback(choice)
+    if choice.fallback:
+        warn_of_fallback(choice.backend, choice.reason)
 
     batched = input.dim() == (2 if call.ids else 3)
     if resets is not None and resets.shape != input.shape[: 2 if batched else 1]:
         raise ValueError(
             f"resets: expected shape {tuple(input.shape[: 2 if batched else 1])}, got {tuple(resets.shape)}"
         )
-    weights = tuple(weight.to(call.dtype) for weight in weights)
-    x = _time_major(input if call.ids else input.to(call.dtype), batched, batch_first)
+    cast = call.dtype != weights[0].dtype  # autocast
+    if cast:
+        weights = [weight.to(call.dtype) for weight in weights]
+    x = input if call.ids or input.dtype == call.dtype else input.to(call.dtype)
+    x = _time_major(x, batched, batch_first)
     resets = None if resets is None else _time_major(resets, batched, batch_first)
     T, B = x.shape[:2]
     lengths = None if lengths is None else _check_lengths(lengths, T, B, batched, x.device)
     directions = 2 if bidirectional else 1
     layers = _stack(weights, bias, num_layers, directions)
-    h0, c0 = _initial_state(hx, len(layers), B, batched, weights[1])
+    state = None if hx is None else _check_state(hx, len(layers), B, batched, weights[1])
+    if cells_dtype is not None or cell_units is not None:
+        trained = call.training or (torch.is_grad_enabled() and hx is not None and any(s.requires_grad for s in hx))
+        width = directions * call.hidden_size
+        cell_units = _check_extraction(cells_dtype, cell_units, return_cells, trained, width, x.device)
 
     cells: Tensor | None = None
     if choice.backend == "cudnn":
-        output, h_n, c_n = _cudnn(
-            x, h0, c0, weights, bias, num_layers, dropout if training else 0.0, training, bidirectional
-        )
+        with warnings.catch_warnings() if cast else contextlib.nullcontext():
+            # Parameters can lie in one block, copies in another dtype cannot.
+            if cast:
+                warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+            output, h_n, c_n = _cudnn(
+                x, state, weights, bias, num_layers, dropout if training else 0.0, training, bidirectional
+            )
     else:
-        run = _Run(resets, None if lengths is None else _Ends(lengths, T), return_cells, recompute, choice.backend)
+        run = _Run(resets, None if lengths is None else _Ends(lengths, T), recompute, choice.backend)
+        # One direction's cells can leave the kernel as they are wanted, unless where they end is looked up in them.
+        inside = not bidirectional and lengths is None
         finals: list[State] = []
         output = x
         for k in range(num_layers):
+            kept = None
+            if return_cells and k + 1 == num_layers:
+                kept = _Kept(cells_dtype, cell_units) if inside else _Kept(None, None)
             sides = []
             for direction in range(directions):
                 j = k * directions + direction
-                h, cells_of_side, state = run.layer(layers[j], output, h0[j], c0[j], reverse=direction == 1)
+                h0, c0 = (None, None) if state is None else (state[0][j], state[1][j])
+                h, cells_of_side, final = run.layer(layers[j], output, h0, c0, kept, reverse=direction == 1)
                 sides.append((h, cells_of_side))
-                finals.append(state)
+                finals.append(final)
             output = torch.cat([h for h, _ in sides], 2) if bidirectional else sides[0][0]
             if dropout and k + 1 < num_layers:
                 output = F.dropout(output, dropout, training)
         if return_cells:
-            kept = [side for _, side in sides if side is not None]
-            cells = torch.cat(kept, 2) if bidirectional else kept[0]
-        h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
+            every = [side for _, side in sides if side is not None]
+            cells = torch.cat(every, 2) if bidirectional else every[0]
+            if not inside:
+                cells = cells if cell_units is None else cells.index_select(2, cell_units)
+                cells = cells if cells_dtype is None else cells.to(cells_dtype)
+        if len(finals) == 1:
+            # c_n is a tensor of its own already, the last h a part of the output.
+            h_n, c_n = finals[0][0].unsqueeze(0).clone(), finals[0][1].unsqueeze(0)
+        else:
+            h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
     if not batched:
         h_n, c_n = h_n.squeeze(1), c_n.squeeze(1)
     output = _user_layout(output, batched, batch_first)
@@ -135,18 +165,29 @@ def describe(
     recompute: bool,
 ) -> Call:
     """The call as ``choose`` sees it, ``input`` and ``weights`` as given to ``lstm``. Raises on a wrong ``input``."""
-    _check_input(input, weights[0])
+    weight_ih = weights[0]
+    _check_input(input, weight_ih)
     ids = input.dtype == torch.uint8
-    batched = input.dim() == (2 if ids else 3)
-    device, dtype = weights[0].device, weights[0].dtype
+    device, dtype = weight_ih.device, weight_ih.dtype
+    steps, batch_size = input.shape[0], 1
+    if input.dim() == (2 if ids else 3):
+        steps, batch_size = input.shape[:2]
+        if batch_first:
+            steps, batch_size = batch_size, steps
     if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
+    compiling = torch.compiler.is_compiling()
+    capability = None
+    if device.type == "cuda":
+        # The one that remembers is nothing for torch.compile, which knows the other.
+        capability = torch.cuda.get_device_capability(device) if compiling else capability_of(device)
     return Call(
         hidden_size=weights[1].shape[1],
-        batch_size=input.shape[0 if batch_first else 1] if batched else 1,
+        batch_size=batch_size,
         dtype=dtype,
         device=device.type,
-        input_size=weights[0].shape[1],
+        steps=steps,
+        input_size=weight_ih.shape[1],
         num_layers=num_layers,
         bidirectional=bidirectional,
         ids=ids,
@@ -154,10 +195,17 @@ def describe(
         lengths=lengths,
         cells=cells,
         recompute=recompute,
-        compiling=torch.compiler.is_compiling(),
+        compiling=compiling,
         training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
-        capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else None,
+        capability=capability,
     )
+
+
+class _Kept(NamedTuple):
+    """How every c_t is wanted: in which dtype and of which units (None: the kernel's own, all)."""
+
+    dtype: torch.dtype | None
+    units: Tensor | None
 
 
 class _Ends(NamedTuple):
@@ -176,10 +224,10 @@ class _Ends(NamedTuple):
         order = torch.where(t < self.lengths, self.lengths - 1 - t, t)
         return tensor.gather(0, order.view(*order.shape, *(1,) * (tensor.dim() - 2)).expand(tensor.shape))
 
-    def last(self, states: Tensor, first: Tensor) -> Tensor:
-        """(B, H): ``states`` (T, B, H) after each sequence's last step; ``first`` (B, H) where it has none."""
+    def last(self, states: Tensor, first: Tensor | None) -> Tensor:
+        """(B, H): ``states`` (T, B, H) after each sequence's last step; ``first`` (B, H), or 0, where it has none."""
         at = (self.lengths - 1).clamp_min(0).view(1, -1, 1).expand(1, *states.shape[1:])
-        return torch.where((self.lengths > 0).unsqueeze(1), states.gather(0, at)[0], first)
+        return torch.where((self.lengths > 0).unsqueeze(1), states.gather(0, at)[0], 0 if first is None else first)
 
 
 class _Run(NamedTuple):
@@ -187,14 +235,13 @@ class _Run(NamedTuple):
 
     resets: Tensor | None
     ends: _Ends | None
-    return_cells: bool
     recompute: bool
     backend: str
 
     def layer(
-        self, layer: Recurrence, x: Tensor, h0: Tensor, c0: Tensor, *, reverse: bool
+        self, layer: Recurrence, x: Tensor, h0: Tensor | None, c0: Tensor | None, kept: _Kept | None, *, reverse: bool
     ) -> tuple[Tensor, Tensor | None, State]:
-        """h_t and c_t (T, B, H) of one direction, in the order of time, and its final state."""
+        """h_t and, as ``kept``, c_t (T, B, H) of one direction, in the order of time, and its final state."""
         resets = self.resets
         if self.ends is not None and x.dim() == 3:
             # What is past the end must not matter, not even if it is NaN.
@@ -207,12 +254,13 @@ class _Run(NamedTuple):
                 resets = self._reversed(after)
                 if self.ends is not None:
                     resets = torch.cat((torch.zeros_like(resets[:1]), resets[1:]))
-        ids = x if x.dim() == 2 else None
         h, c_n, cells = lstm_layer(
-            *(_input_product(layer, None if ids is not None else x), layer.weight_hh, h0, c0),
-            ids=ids,
+            layer_inputs(x, layer.weight_ih, layer.bias_ih, layer.bias_hh, backend=self.backend),
+            *(layer.weight_hh, h0, c0),
             resets=resets,
-            return_cells=self.return_cells or self.ends is not None,
+            return_cells=kept is not None or self.ends is not None,
+            cells_dtype=None if kept is None else kept.dtype,
+            units=None if kept is None else kept.units,
             recompute=self.recompute,
             backend=self.backend,
         )
@@ -222,7 +270,7 @@ class _Run(NamedTuple):
             final = (self.ends.last(h, h0), self.ends.last(cells, c0))
             past = self.ends.past().unsqueeze(2)
             h, cells = h.masked_fill(past, 0), cells.masked_fill(past, 0)
-        if not self.return_cells:
+        if kept is None:
             cells = None
         if reverse:
             h, cells = self._reversed(h), None if cells is None else self._reversed(cells)
@@ -234,8 +282,7 @@ class _Run(NamedTuple):
 
 def _cudnn(
     x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
+    state: State | None,
     weights: Sequence[Tensor],
     bias: bool,
     num_layers: int,
@@ -244,14 +291,17 @@ def _cudnn(
     bidirectional: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """torch.nn.LSTM's own kernel on a GPU: output, h_n and c_n of time-major ``x``."""
+    if state is None:
+        recurrences = num_layers * (2 if bidirectional else 1)
+        h0 = c0 = x.new_zeros(recurrences, x.shape[1], weights[1].shape[1])
+    else:
+        h0, c0 = state[0].contiguous(), state[1].to(x.dtype).contiguous()
     # cuDNN's backward needs the training mode, whatever mode the module is in.
     trained = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, h0, c0, *weights))
-    with warnings.catch_warnings(), torch.autocast(x.device.type, enabled=False):
-        # Packing the weights at every call is a copy of them; packing them for good would make parameters share memory.
-        warnings.filterwarnings("ignore", message="RNN module weights are not part of single contiguous chunk")
+    with settled(x):
         output, h_n, c_n = torch._VF.lstm(
             x,
-            (h0.contiguous(), c0.to(h0.dtype).contiguous()),
+            (h0, c0),
             tuple(weights),
             bias,
             num_layers,
@@ -260,7 +310,7 @@ def _cudnn(
             bidirectional,
             False,
         )
-    return output, h_n, c_n.to(c0.dtype)
+    return output, h_n, c_n.to(cell_dtype(x.dtype))
 
 
 def _check_input(input: Tensor, weight_ih: Tensor) -> None:
@@ -308,40 +358,58 @@ def _stack(weights: Sequence[Tensor], bias: bool, num_layers: int, directions: i
     if len(weights) != each * num_layers * directions:
         raise ValueError(f"weights: expected {each * num_layers * directions} tensors, got {len(weights)}")
     groups = [weights[j : j + each] for j in range(0, len(weights), each)]
-    return [Recurrence(group[0], group[1], group[2] + group[3] if bias else None) for group in groups]
+    return [Recurrence(*group) for group in groups]
 
 
-def _input_product(layer: Recurrence, x: Tensor | None) -> Tensor:
-    """x W_ih^T + b_ih + b_hh (T, B, 4H); for x None its table over the ids (I, 4H)."""
-    weight, bias = layer.weight_ih, layer.bias
-    if x is None:
-        table = weight.t()
-        return table.contiguous() if bias is None else table + bias
-    trained = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if trained or torch.compiler.is_compiling():
-        return F.linear(x, weight, bias)
-    return eager.linear(x, weight, bias)
-
-
-def _initial_state(hx: State | None, recurrences: int, B: int, batched: bool, weight_hh: Tensor) -> State:
+def _check_state(hx: State, recurrences: int, B: int, batched: bool, weight_hh: Tensor) -> State:
+    """h_0 and c_0, each (recurrences, B, H), in the dtypes that the layers keep."""
     H = weight_hh.shape[1]
-    shape = (recurrences, B, H)
-    dtypes = (weight_hh.dtype, cell_dtype(weight_hh.dtype))
-    if hx is None:
-        h0, c0 = (weight_hh.new_zeros(shape, dtype=dtype) for dtype in dtypes)
-        return h0, c0
     dims = 3 if batched else 2
     if hx[0].dim() != dims or hx[1].dim() != dims:
         kind = "batched 3-D" if batched else "unbatched 2-D"
         raise ValueError(
             f"For {kind} input, hx and cx should also be {dims}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
-    wanted = shape if batched else (recurrences, H)
+    wanted = (recurrences, B, H) if batched else (recurrences, H)
     for name, state in zip(("hidden[0]", "hidden[1]"), hx, strict=True):
         if state.shape != wanted:
             raise ValueError(f"Expected {name} size {wanted}, got {list(state.shape)}")
-    h0, c0 = ((state if batched else state.unsqueeze(1)).to(dtype) for state, dtype in zip(hx, dtypes, strict=True))
-    return h0, c0
+    h0, c0 = hx if batched else (state.unsqueeze(1) for state in hx)
+    h_dtype, c_dtype = weight_hh.dtype, cell_dtype(weight_hh.dtype)
+    return h0 if h0.dtype == h_dtype else h0.to(h_dtype), c0 if c0.dtype == c_dtype else c0.to(c_dtype)
+
+
+def _check_extraction(
+    dtype: torch.dtype | None,
+    units: Tensor | None,
+    return_cells: bool,
+    trained: bool,
+    width: int,
+    device: torch.device,
+) -> Tensor | None:
+    """``units`` as int64 on ``device``; on a GPU their values are looked at by an assertion there, without waiting."""
+    if not return_cells:
+        raise ValueError("cells_dtype, cell_units: expected None without return_cells=True")
+    if trained:
+        raise ValueError("cells_dtype, cell_units: expected None where a gradient is wanted; use torch.no_grad()")
+    if dtype is not None and not dtype.is_floating_point:
+        raise TypeError(f"cells_dtype: expected a floating-point dtype, got {dtype}")
+    if units is None:
+        return None
+    if units.dim() != 1 or units.numel() == 0:
+        raise ValueError(f"cell_units: expected shape (U,) with U >= 1, got {tuple(units.shape)}")
+    if units.is_floating_point() or units.dtype == torch.bool:
+        raise TypeError(f"cell_units: expected an integer dtype, got {units.dtype}")
+    if torch.compiler.is_compiling():
+        return units.to(device, torch.int64)
+    inside = (units >= 0).all() & (units < width).all()
+    different = units.sort().values.diff().ne(0).all()
+    message = f"cell_units: expected different units from 0 to {width - 1}"
+    if units.is_cuda:
+        torch._assert_async(inside & different, message)
+    elif not (inside and different):
+        raise ValueError(f"{message}, got {units.tolist()}")
+    return units.to(device, torch.int64)
 
 
 def _time_major(tensor: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastlstm.lstm import LSTM, State
+from fastlstm.module import LSTM, State
 
 BYTES = 256
 Initialisation = Literal["glorot", "uniform"]
@@ -60,9 +60,14 @@ class ByteLM(nn.Module):
         return self.head(h), state
 
     @torch.no_grad()
-    def cells(self, ids: Tensor, state: State | None = None, resets: Tensor | None = None) -> tuple[Tensor, State]:
-        """Every cell state c_t (T, B, H) float32 after reading byte t of ``ids`` (T, B) uint8, and the final state."""
-        _, state, cells = self.lstm(ids, state, resets=resets, return_cells=True)
+    def cells(
+        self, ids: Tensor, state: State | None = None, resets: Tensor | None = None, *, units: Tensor | None = None
+    ) -> tuple[Tensor, State]:
+        """Every cell state c_t (T, B, H) float32 after reading byte t of ``ids`` (T, B) uint8, and the final state.
+
+        ``units`` (U,): c_t of these cells alone, (T, B, U).
+        """
+        _, state, cells = self.lstm(ids, state, resets=resets, return_cells=True, cell_units=units)
         return cells, state
 
 

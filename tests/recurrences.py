@@ -23,7 +23,16 @@ class Case:
     """Arguments of one recurrence and upstream gradients; ``run`` says what naive code makes of them."""
 
     def __init__(
-        self, T: int, B: int, H: int, dtype: torch.dtype, *, resets: float = 0.0, scale: float = 1.0, rows: int = 0
+        self,
+        T: int,
+        B: int,
+        H: int,
+        dtype: torch.dtype,
+        *,
+        resets: float = 0.0,
+        scale: float = 1.0,
+        rows: int = 0,
+        features: int = 0,
     ) -> None:
         generator = torch.Generator().manual_seed(T + 100 * B + 10_000 * H)
 
@@ -31,7 +40,7 @@ class Case:
             return torch.randn(*shape, generator=generator)
 
         self.dtype = dtype
-        self.inputs = (scale * draw(*((rows,) if rows else (T, B)), 4 * H)).to(DEVICE, dtype)
+        self.inputs = (scale * draw(*((rows,) if rows else (T, B)), features or 4 * H)).to(DEVICE, dtype)
         self.weight_hh = (draw(4 * H, H) / H**0.5).to(DEVICE, dtype)
         self.h0 = draw(B, H).to(DEVICE, dtype)
         self.c0 = draw(B, H).to(DEVICE)
@@ -41,13 +50,42 @@ class Case:
         self.resets: Tensor | None = None
         if rows:
             self.ids = torch.randint(0, rows, (T, B), generator=generator, dtype=torch.uint8).to(DEVICE)
+        self.weight_ih: Tensor | None = None
+        self.bias_ih: Tensor | None = None
+        self.bias_hh: Tensor | None = None
+        if features:
+            self.weight_ih = (draw(4 * H, features) / features**0.5).to(DEVICE, dtype)
+            self.bias_ih, self.bias_hh = (draw(4 * H).to(DEVICE, dtype) for _ in range(2))
         if resets:
             self.resets = (torch.rand(T, B, generator=generator) < resets).to(DEVICE)
 
+    @property
+    def kind(self) -> dict[str, Tensor | None]:
+        """What tells the kind of input, by the names of the kernels' arguments."""
+        dense = {"weight_ih": self.weight_ih, "bias_ih": self.bias_ih, "bias_hh": self.bias_hh}
+        return dense if self.ids is None else {"ids": self.ids}
+
+    @property
+    def backward_inputs(self) -> tuple[Tensor, ...]:
+        """dh, dc, weight_hh, h0, c0."""
+        return self.dh, self.dc, self.weight_hh, self.h0, self.c0
+
+    def input_product(self, dtype: torch.dtype) -> Tensor:
+        """(T, B, 4H), in plain formulas."""
+        values = self.inputs.to(dtype)
+        if self.ids is not None:
+            return values[self.ids.long()]
+        if self.weight_ih is None:
+            return values
+        product = values @ self.weight_ih.to(dtype).t()
+        for bias in (self.bias_ih, self.bias_hh):
+            product = product if bias is None else product + bias.to(dtype)
+        return product
+
     def run(self, dtype: torch.dtype, *, with_dh: bool = True, with_dc: bool = True) -> dict[str, Tensor]:
         """h, c, activated gates, and the gradients d_gates, dh0, dc0: plain formulas and autograd, all in ``dtype``."""
-        dense = self.inputs if self.ids is None else self.inputs[self.ids.long()]
-        z_in, h0, c0 = (tensor.to(dtype).requires_grad_() for tensor in (dense, self.h0, self.c0))
+        given = (self.input_product(dtype), self.h0, self.c0)
+        z_in, h0, c0 = (tensor.to(dtype).clone().requires_grad_() for tensor in given)
         weight = self.weight_hh.to(dtype)
         h, c = h0, c0
         steps: dict[str, list[Tensor]] = {"h": [], "c": [], "gates": []}

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from fastlstm.errors import InputError
-from fastlstm.lstm import State
 from fastlstm.model import ByteLM
+from fastlstm.module import State
 from fastlstm.states.plan import Unit, pack
 from fastlstm.states.rows import RowRule
 from fastlstm.states.schema import STORED_DTYPES, StoredDtype
@@ -105,13 +105,12 @@ class Extraction:
             torch.from_numpy(ids).to(device),
             None if state is None else (state[0].to(device), state[1].to(device)),
             None if resets is None else torch.from_numpy(resets).to(device),
+            units=self.columns,
         )
 
     def _stored(self, cells: Tensor, step: Integers, lane: Integers, positions: Integers) -> npt.NDArray[Any]:
-        """The wanted columns of cells (T, B, H) at (step, lane), in the stored dtype, checked to fit it."""
+        """The cells (T, B, U) at (step, lane), in the stored dtype, checked to fit it."""
         values = cells[torch.from_numpy(step).to(cells.device), torch.from_numpy(lane).to(cells.device)]
-        if self.columns is not None:
-            values = values.index_select(1, self.columns.to(cells.device))
         largest = LARGEST[self.dtype]
         # NaN is the maximum of whatever holds one, and not <= anything.
         if values.numel() and not float(values.abs().max()) <= largest:

@@ -23,8 +23,8 @@ from torch import Tensor
 from fastlstm.config import config_from_dict, config_to_dict
 from fastlstm.errors import InputError
 from fastlstm.files import sync_folder, write_whole
-from fastlstm.lstm import State
 from fastlstm.model import ByteLM
+from fastlstm.module import State
 from fastlstm.training.config import ModelConfig, TrainConfig
 from fastlstm.version import __version__
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from fastlstm.corpus.batches import EvaluationWindows, Reset
 from fastlstm.corpus.shards import Shard
-from fastlstm.lstm import State
 from fastlstm.model import ByteLM
+from fastlstm.module import State
 
 
 @dataclass(frozen=True)

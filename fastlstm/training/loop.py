@@ -25,8 +25,8 @@ from fastlstm.corpus.batches import Schedule, TrainReader
 from fastlstm.corpus.shards import Corpus, Shard
 from fastlstm.errors import InputError
 from fastlstm.files import only_writer, write_whole
-from fastlstm.lstm import State
 from fastlstm.model import next_byte_loss
+from fastlstm.module import State
 from fastlstm.training.checkpoint import (
     TrainingState,
     build_model,

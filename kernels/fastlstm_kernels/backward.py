@@ -71,10 +71,10 @@ def _product(
 
 
 @triton.jit
-def _kept(resets, t, T, B, b, live, HAS_RESETS: tl.constexpr):
+def _kept(resets, t, T, B, b, live):
     """Sequences that go from step t - 1 into step t without a reset."""
     keep = live
-    if HAS_RESETS:
+    if resets is not None:
         row = (tl.zeros((), tl.int64) + t) * B
         keep = live & (tl.load(resets + row + b, mask=live & (t < T), other=0) == 0)
     return keep
@@ -102,9 +102,6 @@ def _finish(
     units,
     H: tl.constexpr,
     SPLIT: tl.constexpr,
-    HAS_DH: tl.constexpr,
-    HAS_DC: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
     PERSISTENT: tl.constexpr,
 ):
     """Gradient of z_t; ``dc_state`` (B, H) becomes what step t sends back to c_{t-1}, before a reset cuts it."""
@@ -112,8 +109,8 @@ def _finish(
     at = b[:, None] * H + units[None, :]
     row = (tl.zeros((), tl.int64) + t) * B
     gate_at = (row + b)[:, None] * (4 * H) + units[None, :]
-    from_before = _kept(resets, t, T, B, b, live, HAS_RESETS)
-    to_next = _kept(resets, t + 1, T, B, b, live, HAS_RESETS)
+    from_before = _kept(resets, t, T, B, b, live)
+    to_next = _kept(resets, t + 1, T, B, b, live)
 
     # What does not depend on the product is asked for before waiting for it: it comes from far away.
     i = tl.load(gates + gate_at, mask=mask, other=0.0).to(tl.float32)
@@ -124,10 +121,10 @@ def _finish(
     before = tl.where(t == 0, c0, cells + (row - B) * H)
     c_prev = tl.load(before + at, mask=mask & from_before[:, None], other=0.0)
     dc_t = tl.load(dc_state + at, mask=mask & to_next[:, None], other=0.0)
-    if HAS_DC:
+    if dc is not None:
         dc_t += tl.load(dc + row * H + at, mask=mask, other=0.0).to(tl.float32)
     dh_t = tl.zeros_like(dc_t)
-    if HAS_DH:
+    if dh is not None:
         dh_t += tl.load(dh + row * H + at, mask=mask, other=0.0).to(tl.float32)
     if PERSISTENT:
         wait(products, products_target)
@@ -151,6 +148,7 @@ def _finish(
         tl.debug_barrier()  # the next round's load of dc_state may be another thread's
 
 
+# An argument that is None is one that the call does without, as in forward.py.
 @triton.jit(do_not_specialize=["n_begin", "n_end", "T", "B"])
 def lstm_backward_kernel(
     dh,  # (T, B, H)
@@ -161,7 +159,7 @@ def lstm_backward_kernel(
     weight,  # (4H, H)
     resets,  # (T, B) bool
     d_gates,  # (T, B, 4H)
-    dc_state,  # (B, H) float32, zero at first
+    dc_state,  # (B, H) float32, at first the gradient of the last c
     partials,  # (SPLIT, B, H) float32; after round T their sum is the gradient of h_{-1}
     products,  # counters, one for each batch tile, zero: partials written
     finished,  # likewise: tiles of d_gates written
@@ -178,9 +176,6 @@ def lstm_backward_kernel(
     STAGES: tl.constexpr,
     SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
-    HAS_DH: tl.constexpr,
-    HAS_DC: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
     PRODUCT: tl.constexpr,
     FINISH: tl.constexpr,
     PERSISTENT: tl.constexpr,
@@ -263,9 +258,6 @@ def lstm_backward_kernel(
                     units,
                     H,
                     SPLIT,
-                    HAS_DH,
-                    HAS_DC,
-                    HAS_RESETS,
                     PERSISTENT,
                 )
 
@@ -278,6 +270,7 @@ def lstm_backward(
     c0: Tensor,
     weight_hh: Tensor,
     *,
+    dc_n: Tensor | None = None,
     resets: Tensor | None = None,
     tile: Tile | None = None,
     persistent: bool | None = None,
@@ -285,7 +278,8 @@ def lstm_backward(
     """Gradients of the recurrence: d_gates (T, B, 4H) in the weights' dtype, dh0 and dc0 (B, H) float32.
 
     ``dh`` and ``dc`` (T, B, H), either may be None; ``gates`` (T, B, 4H) and ``c`` (T, B, H) float32 as
-    ``forward.lstm_forward`` saved them; ``c0`` (B, H) float32; ``weight_hh`` (4H, H); ``resets`` (T, B) bool or None.
+    ``forward.lstm_forward`` saved them; ``c0`` (B, H) float32; ``weight_hh`` (4H, H); ``dc_n`` (B, H), the gradient of
+    the last c as a value of its own, or None; ``resets`` (T, B) bool or None.
     ``tile`` overrides the launch table. ``persistent``: all steps in one launch (None: on a GPU yes, in the interpreter
     no).
     """
@@ -300,6 +294,8 @@ def lstm_backward(
     device = weight_hh.device
     d_gates = torch.empty(T, B, 4 * H, dtype=weight_hh.dtype, device=device)
     dc_state = torch.zeros(B, H, dtype=torch.float32, device=device)
+    if dc_n is not None:
+        dc_state.copy_(dc_n)
     partials = torch.empty(tile.split, B, H, dtype=torch.float32, device=device)
 
     batch_tiles = triton.cdiv(B, tile.block_b)
@@ -341,9 +337,6 @@ def lstm_backward(
             STAGES=tile.stages,
             SPLIT=tile.split,
             PRECISION=dot_precision(weight_hh.dtype),
-            HAS_DH=dh is not None,
-            HAS_DC=dc is not None,
-            HAS_RESETS=resets is not None,
             PRODUCT=product,
             FINISH=finish,
             PERSISTENT=persistent,

@@ -103,6 +103,7 @@ def lstm_backward(
     c0: Tensor,
     weight_hh: Tensor,
     *,
+    dc_n: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Backward:
     """``reference.lstm_backward``, with oneDNN's product where the forward has it."""
@@ -115,7 +116,7 @@ def lstm_backward(
             result: Tensor = torch.ops.mkldnn._linear_pointwise(d_z, packed, None, "none", [], "")
             return result
 
-    return reference.lstm_backward(dh, dc, gates, c, c0, weight, resets=resets, product=product)
+    return reference.lstm_backward(dh, dc, gates, c, c0, weight, dc_n=dc_n, resets=resets, product=product)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -18,14 +18,12 @@ from torch import Tensor
 from fastlstm_kernels.activations import sigmoid_or_tanh, tanh
 from fastlstm_kernels.grid import COUNTER_STRIDE, arrive, wait, zero_counters
 from fastlstm_kernels.launch import (
-    PROGRAMS,
     SmallTile,
     Tile,
-    capability_of,
     dot_precision,
-    forward_tile,
+    input_block,
     resident_programs,
-    small_batch_tile,
+    tile_of_call,
 )
 from fastlstm_kernels.shapes import check_shapes
 from fastlstm_kernels.small_batch import run_small_batch
@@ -89,35 +87,86 @@ def add_recurrent_product(
 
 
 @triton.jit
+def input_sum(
+    inputs,
+    ids,
+    weight_ih,
+    bias_ih,
+    bias_hh,
+    row,  # (BLOCK_B,) int64: rows of ``ids``, or of ``inputs``
+    live,
+    gate_row,
+    gate_unit,
+    H: tl.constexpr,
+    I: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_I: tl.constexpr,
+    STAGES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What the sums of the gates start from, (BLOCK_B, 4 * BLOCK_H) float32, of any kind of input."""
+    if weight_ih is None:
+        if ids is not None:
+            row = tl.load(ids + row, mask=live, other=0).to(tl.int64)
+        mask = live[:, None] & (gate_unit < H)[None, :]
+        acc = tl.load(inputs + row[:, None] * (4 * H) + gate_row[None, :], mask=mask, other=0.0).to(tl.float32)
+    else:
+        acc = tl.zeros((BLOCK_B, 4 * BLOCK_H), tl.float32)
+        if bias_ih is not None:
+            bias = tl.load(bias_ih + gate_row, mask=gate_unit < H, other=0.0).to(tl.float32)
+            bias += tl.load(bias_hh + gate_row, mask=gate_unit < H, other=0.0).to(tl.float32)
+            acc += bias[None, :]
+        k = tl.arange(0, BLOCK_I)
+        x_pointers = inputs + row[:, None] * I + k[None, :]
+        w_pointers = weight_ih + gate_row.to(tl.int64)[:, None] * I + k[None, :]
+        for _ in tl.range(0, I, BLOCK_I, num_stages=STAGES):
+            x_mask = live[:, None]
+            if I % BLOCK_I != 0:
+                x_mask = x_mask & (k < I)[None, :]
+            x_tile = tl.load(x_pointers, mask=x_mask, other=0.0)
+            if I % BLOCK_I != 0 or H % BLOCK_H != 0:
+                w_tile = tl.load(w_pointers, mask=(gate_unit < H)[:, None] & (k < I)[None, :], other=0.0)
+            else:
+                w_tile = tl.load(w_pointers)
+            acc = add_product(acc, x_tile, tl.trans(w_tile), PRECISION)
+            k += BLOCK_I
+            x_pointers += BLOCK_I
+            w_pointers += BLOCK_I
+    return acc
+
+
+@triton.jit
 def _step(
     inputs,
     ids,
     resets,
+    weight_ih,
+    bias_ih,
+    bias_hh,
     weight,
     h0,
+    c0,
     state,
     h,
     gates,
     cells,
     columns,
-    counter,
-    target,
+    counters,
+    arrivals,
     t,
     B,
     U,
     tile,
     H: tl.constexpr,
+    I: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_I: tl.constexpr,
     STAGES: tl.constexpr,
+    INPUT_STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
-    SAVE_GATES: tl.constexpr,
-    SAVE_CELLS: tl.constexpr,
-    CHOSEN: tl.constexpr,
-    PERSISTENT: tl.constexpr,
     SERPENTINE: tl.constexpr,
 ):
     """Step t of one tile: reads h[t-1], writes h[t], and updates ``state`` (B, H) in place."""
@@ -133,25 +182,41 @@ def _step(
 
     live = rows < B
     b = tl.where(live, rows, 0).to(tl.int64)
-    keep = live
     step_row = (tl.zeros((), tl.int64) + t) * B
-    if HAS_RESETS:
-        keep = live & (tl.load(resets + step_row + b, mask=live, other=1) == 0)
-    z_mask = live[:, None] & (gate_unit < H)[None, :]
+    at = b[:, None] * H + units[None, :]
     unit_mask = live[:, None] & (units < H)[None, :]
-    x_row = step_row + b
-    if HAS_IDS:
-        x_row = tl.load(ids + x_row, mask=live, other=0).to(tl.int64)
-    x_pointers = inputs + x_row[:, None] * (4 * H) + gate_row[None, :]
-    state_pointers = state + b[:, None] * H + units[None, :]
+    h_prev, c_before = h + (step_row - B) * H, state
+    if h0 is not None:
+        keep = live
+        h_prev, c_before = tl.where(t == 0, h0, h_prev), tl.where(t == 0, c0, state)
+    else:
+        keep = live & (t > 0)
+    if resets is not None:
+        keep = keep & (tl.load(resets + step_row + b, mask=live, other=1) == 0)
 
-    # What does not depend on the step before is fetched before waiting for it; the sum starts from the inputs.
-    acc = tl.load(x_pointers, mask=z_mask, other=0.0).to(tl.float32)
-    c_prev = tl.load(state_pointers, mask=unit_mask & keep[:, None], other=0.0)
-    if PERSISTENT:
-        wait(counter, target)
+    # What does not depend on the step before is done before waiting for it; the sum starts from the inputs.
+    acc = input_sum(
+        inputs,
+        ids,
+        weight_ih,
+        bias_ih,
+        bias_hh,
+        step_row + b,
+        live,
+        gate_row,
+        gate_unit,
+        H,
+        I,
+        BLOCK_B,
+        BLOCK_H,
+        BLOCK_I,
+        INPUT_STAGES,
+        PRECISION,
+    )
+    c_prev = tl.load(c_before + at, mask=unit_mask & keep[:, None], other=0.0)
+    if counters is not None:
+        wait(counters + tile % batch_tiles * COUNTER_STRIDE, arrivals)
 
-    h_prev = tl.where(t == 0, h0, h + (step_row - B) * H)
     acc = add_recurrent_product(
         acc, h_prev, weight, t, b, keep, gate_row, gate_unit, H, BLOCK_H, BLOCK_K, STAGES, PRECISION, SERPENTINE
     )
@@ -164,55 +229,57 @@ def _step(
     c = f * c_prev + i * g
     h_t = o * tanh(c)
     tl.store(h + (step_row + b)[:, None] * H + units[None, :], h_t.to(h.dtype.element_ty), mask=unit_mask)
-    if PERSISTENT:
-        arrive(counter)
+    if counters is not None:
+        arrive(counters + tile % batch_tiles * COUNTER_STRIDE)
 
     # No other program reads these, so they are written while the others already go on.
-    tl.store(state_pointers, c, mask=unit_mask)
-    if SAVE_GATES:
+    tl.store(state + at, c, mask=unit_mask)
+    if gates is not None:
         gate_pointers = gates + (step_row + b)[:, None] * (4 * H) + gate_row[None, :]
-        tl.store(gate_pointers, activated.to(gates.dtype.element_ty), mask=z_mask)
-    if SAVE_CELLS:
-        if CHOSEN:
+        tl.store(gate_pointers, activated.to(gates.dtype.element_ty), mask=live[:, None] & (gate_unit < H)[None, :])
+    if cells is not None:
+        if columns is not None:
             column = tl.load(columns + units, mask=units < H, other=-1)
             cell_pointers = cells + (step_row + b)[:, None] * U + column[None, :]
             tl.store(cell_pointers, c.to(cells.dtype.element_ty), mask=unit_mask & (column >= 0)[None, :])
         else:
             cell_pointers = cells + (step_row + b)[:, None] * H + units[None, :]
             tl.store(cell_pointers, c.to(cells.dtype.element_ty), mask=unit_mask)
-    if PERSISTENT:
+    if counters is not None:
         tl.debug_barrier()  # the next step's load of state may be another thread's
 
 
+# An argument that is None is one that the call does without: the code for it is then not compiled.
 @triton.jit(do_not_specialize=["t_begin", "t_end", "B", "U"])
 def lstm_forward_kernel(
-    inputs,  # (T, B, 4H), or a table (V, 4H) with HAS_IDS
+    inputs,  # (T, B, 4H); with ids a table (V, 4H); with weight_ih (T, B, I)
     ids,  # (T, B) uint8
     resets,  # (T, B) bool
+    weight_ih,  # (4H, I)
+    bias_ih,  # (4H,)
+    bias_hh,  # (4H,)
     weight,  # (4H, H)
-    h0,  # (B, H)
-    state,  # (B, H) float32: c_{t_begin - 1} on entry, c_{t_end - 1} on return
+    h0,  # (B, H), zeros if None
+    c0,  # (B, H) float32, zeros if None
+    state,  # (B, H) float32: c_{t_end - 1} on return; c_{t_begin - 1} on entry, unless t_begin is 0
     h,  # (T, B, H)
     gates,  # (T, B, 4H), activated
-    cells,  # (T, B, H), or (T, B, U) with CHOSEN
+    cells,  # (T, B, H), or with columns (T, B, U)
     columns,  # (H,) int32: column of each unit in cells, or -1
-    counters,  # one for each batch tile, zero
+    counters,  # one for each batch tile, zero; None if this launch is for one step
     t_begin,
     t_end,
     B,
     U,
     H: tl.constexpr,
+    I: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_I: tl.constexpr,
     STAGES: tl.constexpr,
+    INPUT_STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
-    SAVE_GATES: tl.constexpr,
-    SAVE_CELLS: tl.constexpr,
-    CHOSEN: tl.constexpr,
-    PERSISTENT: tl.constexpr,
     SERPENTINE: tl.constexpr,
 ):
     pid = tl.program_id(0)
@@ -225,31 +292,32 @@ def lstm_forward_kernel(
                 inputs,
                 ids,
                 resets,
+                weight_ih,
+                bias_ih,
+                bias_hh,
                 weight,
                 h0,
+                c0,
                 state,
                 h,
                 gates,
                 cells,
                 columns,
-                counters + tile % batch_tiles * COUNTER_STRIDE,
+                counters,
                 (t - t_begin) * unit_tiles,
                 t,
                 B,
                 U,
                 tile,
                 H,
+                I,
                 BLOCK_B,
                 BLOCK_H,
                 BLOCK_K,
+                BLOCK_I,
                 STAGES,
+                INPUT_STAGES,
                 PRECISION,
-                HAS_IDS,
-                HAS_RESETS,
-                SAVE_GATES,
-                SAVE_CELLS,
-                CHOSEN,
-                PERSISTENT,
                 SERPENTINE,
             )
 
@@ -266,10 +334,13 @@ class TritonForward(NamedTuple):
 def lstm_forward(
     inputs: Tensor,
     weight_hh: Tensor,
-    h0: Tensor,
-    c0: Tensor,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
     *,
     ids: Tensor | None = None,
+    weight_ih: Tensor | None = None,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
     resets: Tensor | None = None,
     save_gates: bool = False,
     cells_dtype: torch.dtype | None = None,
@@ -279,6 +350,9 @@ def lstm_forward(
 ) -> TritonForward:
     """Run one layer over T steps; arguments as in ``reference.lstm_forward``, in float32, float16 or bfloat16.
 
+    With ``weight_ih`` (4H, I), and both biases (4H,) or neither, ``inputs`` is x (T, B, I) and the input product is
+    made here, step by step. ``h0`` and ``c0`` are both given, or both None and then zero.
+
     ``save_gates`` keeps the activated gates (T, B, 4H) in the weights' dtype, which the backward needs.
     ``cells_dtype`` asks for every c_t, (T, B, H) in that dtype (the backward wants float32), or (T, B, U) of the
     chosen ``units`` (U,), each at most once. ``tile`` overrides the launch tables; a ``SmallTile`` means the kernel of
@@ -286,33 +360,35 @@ def lstm_forward(
     ``persistent``: all steps in one launch (None: on a GPU yes, in the interpreter no). Raises what ``check_shapes``
     raises.
     """
-    T, B, H = check_shapes(inputs, ids, weight_hh, h0, c0, resets)
-    if weight_hh.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        raise TypeError(f"weight_hh: expected float32, float16 or bfloat16, got {weight_hh.dtype}")
-    if tile is None:
-        size = (H, B, weight_hh.dtype, capability_of(weight_hh.device))
-        resident = resident_programs(weight_hh.device) if weight_hh.is_cuda else PROGRAMS
-        tile = small_batch_tile(*size, resident) or forward_tile(*size)
-    persistent = weight_hh.is_cuda if persistent is None else persistent
-    inputs, weight_hh, h0 = inputs.contiguous(), weight_hh.contiguous(), h0.contiguous()
-    ids = None if ids is None else ids.contiguous()
-    resets = None if resets is None else resets.contiguous()
+    T, B, H = check_shapes(inputs, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)
+    dtype, device = weight_hh.dtype, weight_hh.device
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise TypeError(f"weight_hh: expected float32, float16 or bfloat16, got {dtype}")
+    tile = tile or tile_of_call(T, H, B, dtype, device, fused=weight_ih is not None)
+    persistent = T > 1 and (weight_hh.is_cuda if persistent is None else persistent)
 
-    h = torch.empty(T, B, H, dtype=weight_hh.dtype, device=weight_hh.device)
-    state = c0.clone(memory_format=torch.contiguous_format)
-    gates = torch.empty(T, B, 4 * H, dtype=h.dtype, device=h.device) if save_gates else None
+    h = torch.empty(T, B, H, dtype=dtype, device=device)
+    state = torch.empty(B, H, dtype=torch.float32, device=device)
+    gates = torch.empty(T, B, 4 * H, dtype=dtype, device=device) if save_gates else None
     columns, U = None, H
     if units is not None:
         U = units.numel()
-        columns = torch.full((H,), -1, dtype=torch.int32, device=h.device)
-        columns[units.long()] = torch.arange(U, dtype=torch.int32, device=h.device)
-    cells = None if cells_dtype is None else torch.empty(T, B, U, dtype=cells_dtype, device=h.device)
+        columns = torch.full((H,), -1, dtype=torch.int32, device=device)
+        columns[units.long()] = torch.arange(U, dtype=torch.int32, device=device)
+    cells = None if cells_dtype is None else torch.empty(T, B, U, dtype=cells_dtype, device=device)
 
     if isinstance(tile, SmallTile):
+        if weight_ih is not None:
+            raise ValueError("weight_ih: expected None for a small-batch tile, which reads the input product")
+        state = state.zero_() if c0 is None else state.copy_(c0)
         run_small_batch(
-            *(inputs, weight_hh, h0, state, h),
-            ids=ids,
-            resets=resets,
+            inputs.contiguous(),
+            weight_hh.contiguous(),
+            h.new_zeros(B, H) if h0 is None else h0.contiguous(),
+            state,
+            h,
+            ids=None if ids is None else ids.contiguous(),
+            resets=None if resets is None else resets.contiguous(),
             gates=gates,
             cells=cells,
             columns=columns,
@@ -321,19 +397,18 @@ def lstm_forward(
         )
         return TritonForward(h, state, cells, gates)
 
-    batch_tiles = triton.cdiv(B, tile.block_b)
-    programs, launches = batch_tiles * triton.cdiv(H, tile.block_h), [(t, t + 1) for t in range(T)]
+    batch_tiles = -(-B // tile.block_b)
+    programs, launches = batch_tiles * -(-H // tile.block_h), [(t, t + 1) for t in range(T)]
+    counters, options = None, {"num_warps": tile.warps}
     if persistent:
-        programs, launches = min(programs, resident_programs(h.device)), [(0, T)]
-    counters = zero_counters(batch_tiles, h.device)
-    cooperative = {"launch_cooperative_grid": True} if persistent else {}
+        programs, launches = min(programs, resident_programs(device)), [(0, T)]
+        counters, options["launch_cooperative_grid"] = zero_counters(batch_tiles, device), True
+    tensors = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, c0)
+    given = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+    I, block_i = input_block(weight_ih, tile)
     for t_begin, t_end in launches:
         lstm_forward_kernel[(programs,)](
-            inputs,
-            ids,
-            resets,
-            weight_hh,
-            h0,
+            *given,
             state,
             h,
             gates,
@@ -344,20 +419,16 @@ def lstm_forward(
             t_end,
             B,
             U,
-            H=H,
-            BLOCK_B=tile.block_b,
-            BLOCK_H=tile.block_h,
-            BLOCK_K=tile.block_k,
-            STAGES=tile.stages,
-            PRECISION=dot_precision(weight_hh.dtype),
-            HAS_IDS=ids is not None,
-            HAS_RESETS=resets is not None,
-            SAVE_GATES=save_gates,
-            SAVE_CELLS=cells is not None,
-            CHOSEN=units is not None,
-            PERSISTENT=persistent,
-            SERPENTINE=tile.serpentine,
-            num_warps=tile.warps,
-            **cooperative,
+            H,
+            I,
+            tile.block_b,
+            tile.block_h,
+            tile.block_k,
+            block_i,
+            tile.stages,
+            tile.input_stages,
+            dot_precision(dtype),
+            tile.serpentine,
+            **options,
         )
     return TritonForward(h, state, cells, gates)

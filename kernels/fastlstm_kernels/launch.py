@@ -6,7 +6,6 @@ microseconds a step at the H and B named; rows marked (e) are estimates from the
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -21,7 +20,8 @@ class Tile:
 
     ``block_b`` sequences by ``block_h`` units, ``block_k`` of the summed dimension at a time; ``stages`` of loads in
     flight; ``warps`` of 32 threads; ``split``: programs that share one tile's sum (backward only); ``serpentine``:
-    every other step sums in reverse, for weights that outgrow the L2 cache.
+    every other step sums in reverse, for weights that outgrow the L2 cache; ``input_stages`` of loads in flight in the
+    product of dense inputs, whose buffers are free again when that of h needs them (forward only).
     """
 
     block_b: int
@@ -31,6 +31,7 @@ class Tile:
     warps: int
     split: int = 1
     serpentine: bool = False
+    input_stages: int = 4
 
 
 @dataclass(frozen=True)
@@ -74,15 +75,13 @@ FORWARD = (
     Row(ANY, ANY, Tile(128, 64, 64, 4, 8)),  # 2048x512: 34.2; 256x32x64 41.6. 2048x2048: 142; 256x32x64 167
 )
 
-# Weights of 1024 units are all that registers hold. These are estimates all: none was timed.
+# NVIDIA H100, kernel alone, T = 128: of up to eleven tiles at each of H = 256, 512, 1024 and B = 1, 16, 32. Weights of
+# 1024 units are all that registers hold.
 SMALL_BATCH = (
-    Row(8, 512, SmallTile(8, 8, 4)),
-    Row(8, 1024, SmallTile(8, 8, 8)),
-    Row(16, 512, SmallTile(16, 8, 4)),
-    Row(16, 1024, SmallTile(16, 8, 8)),
-    Row(32, 512, SmallTile(16, 8, 4)),
-    Row(32, 1024, SmallTile(16, 16, 8)),
-    Row(64, 256, SmallTile(16, 8, 4)),
+    Row(64, 256, SmallTile(8, 16, 4)),  # 256x1: 0.87; x16: 0.88, 16x8 1.16; x32: 0.89; x64: 0.97, 16x8 1.34
+    Row(32, 512, SmallTile(8, 16, 4)),  # 512x1: 1.10, 8x8 1.34; x16: 1.22, 16x16 w8 1.47; x32: 1.25
+    Row(16, 1024, SmallTile(8, 16, 8)),  # 1024x1: 1.50; x8: 2.03, 1.82 with peek; x16: 1.66, 16x16 2.06, 1.77 with peek
+    Row(32, 1024, SmallTile(16, 16, 8, peek=True)),  # 1024x32: 2.46, at T = 512 2.36; without peek 2.44, 2.60
 )
 
 # Without `split`, which fills the multiprocessors.
@@ -105,6 +104,7 @@ BACKWARD = (
 
 HOPPER = (9, 0)
 PROGRAMS = 128
+LEAST_K = 16  # of a product on tensor cores
 MOST_SPLIT = 16
 SMALL_MULTIPLE = 8  # of H, for the small-batch kernel: elements in a load of 16 bytes
 
@@ -112,7 +112,7 @@ SMALL_MULTIPLE = 8  # of H, for the small-batch kernel: elements in a load of 16
 def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
     """The forward's tile; float32, and GPUs with less shared memory than Hopper's, take small ones (not tuned)."""
     if dtype == torch.float32:
-        return Tile(16 if B <= 16 else 64, 16, 32, 3, 4)
+        return Tile(16 if B <= 16 else 64, 16, 32, 3, 4, input_stages=1)  # more spill
     if capability < HOPPER:
         return Tile(16 if B <= 16 else 64, 16, 64, 3, 4)
     return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)
@@ -131,6 +131,36 @@ def small_batch_tile(
 def small_batch_programs(H: int, B: int, tile: SmallTile) -> int:
     """Programs of one launch of the small-batch kernel."""
     return -(-B // tile.block_b) * -(-H // tile.block_h)
+
+
+def tile_of_call(
+    T: int, H: int, B: int, dtype: torch.dtype, device: torch.device, *, fused: bool = False
+) -> Tile | SmallTile:
+    """The forward's tile on a device, with ``fused`` one that multiplies dense inputs itself.
+
+    One step alone has nothing to wait for, which is what small tiles are for.
+    """
+    capability = capability_of(device)
+    resident = resident_programs(device) if device.type == "cuda" else PROGRAMS
+    small = small_batch_tile(H, B, dtype, capability, resident) if T > 1 and not fused else None
+    return small or forward_tile(H, B, dtype, capability)
+
+
+def fuses_inputs(I: int, T: int, H: int, B: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the forward multiplies dense inputs of I features by itself, before each step waits for the one before.
+
+    Else one large product does it for all steps, (T, B, 4H), which many features or sequences keep busy (e), and which
+    the small-batch kernel reads.
+    """
+    return min(512, H // 2) >= I and B <= 512 and isinstance(tile_of_call(T, H, B, dtype, device), Tile)
+
+
+def input_block(weight_ih: torch.Tensor | None, tile: Tile) -> tuple[int | None, int | None]:
+    """I of ``weight_ih`` (4H, I), and how many features the forward multiplies at a time; None without it."""
+    if weight_ih is None:
+        return None, None
+    features = weight_ih.shape[1]
+    return features, min(tile.block_k, max(LEAST_K, 1 << (features - 1).bit_length()))
 
 
 def backward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
@@ -156,13 +186,11 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n.bit_length() - 1)
 
 
-@functools.cache
 def resident_programs(device: torch.device) -> int:
     """Programs that are sure to run at the same time: one on each multiprocessor."""
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-@functools.cache
 def capability_of(device: torch.device) -> tuple[int, int]:
     """The GPU's compute capability; for a CPU, where the interpreter runs, Hopper's."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else HOPPER

@@ -13,28 +13,33 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlstm_kernels.activations import sigmoid_or_tanh
-from fastlstm_kernels.forward import add_recurrent_product
-from fastlstm_kernels.launch import Tile, capability_of, dot_precision, forward_tile
+from fastlstm_kernels.forward import add_recurrent_product, input_sum
+from fastlstm_kernels.launch import Tile, capability_of, dot_precision, forward_tile, input_block
 
 
+# An argument that is None is one that the call does without, as in forward.py.
 @triton.jit(do_not_specialize=["B"])
 def lstm_gates_kernel(
-    inputs,  # (T, B, 4H), or a table (V, 4H) with HAS_IDS
+    inputs,  # (T, B, 4H); with ids a table (V, 4H); with weight_ih (T, B, I)
     ids,  # (T, B) uint8
     resets,  # (T, B) bool
+    weight_ih,  # (4H, I)
+    bias_ih,  # (4H,)
+    bias_hh,  # (4H,)
     weight,  # (4H, H)
     h0,  # (B, H)
     h,  # (T, B, H)
     gates,  # (T, B, 4H), activated
     B,
     H: tl.constexpr,
+    I: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_I: tl.constexpr,
     STAGES: tl.constexpr,
+    INPUT_STAGES: tl.constexpr,
     PRECISION: tl.constexpr,
-    HAS_IDS: tl.constexpr,
-    HAS_RESETS: tl.constexpr,
     SERPENTINE: tl.constexpr,
 ):
     unit_tiles = tl.cdiv(H, BLOCK_H)
@@ -49,36 +54,35 @@ def lstm_gates_kernel(
     gate_row = gate * H + gate_unit
     live = rows < B
     b = tl.where(live, rows, 0).to(tl.int64)
-    mask = live[:, None] & (gate_unit < H)[None, :]
     step_row = (tl.zeros((), tl.int64) + t) * B
     keep = live
-    if HAS_RESETS:
+    if resets is not None:
         keep = live & (tl.load(resets + step_row + b, mask=live, other=1) == 0)
-    x_row = step_row + b
-    if HAS_IDS:
-        x_row = tl.load(ids + x_row, mask=live, other=0).to(tl.int64)
-    x = tl.load(inputs + x_row[:, None] * (4 * H) + gate_row[None, :], mask=mask, other=0.0)
-    h_prev = tl.where(t == 0, h0, h + (step_row - B) * H)
-    z = add_recurrent_product(
-        x.to(tl.float32),
-        h_prev,
-        weight,
-        t,
-        b,
-        keep,
+    z = input_sum(
+        inputs,
+        ids,
+        weight_ih,
+        bias_ih,
+        bias_hh,
+        step_row + b,
+        live,
         gate_row,
         gate_unit,
         H,
+        I,
+        BLOCK_B,
         BLOCK_H,
-        BLOCK_K,
-        STAGES,
+        BLOCK_I,
+        INPUT_STAGES,
         PRECISION,
-        SERPENTINE,
+    )
+    h_prev = tl.where(t == 0, h0, h + (step_row - B) * H)
+    z = add_recurrent_product(
+        z, h_prev, weight, t, b, keep, gate_row, gate_unit, H, BLOCK_H, BLOCK_K, STAGES, PRECISION, SERPENTINE
     )
     activated = sigmoid_or_tanh(z, (gate == 2)[None, :])
-    tl.store(
-        gates + (step_row + b)[:, None] * (4 * H) + gate_row[None, :], activated.to(gates.dtype.element_ty), mask=mask
-    )
+    gate_pointers = gates + (step_row + b)[:, None] * (4 * H) + gate_row[None, :]
+    tl.store(gate_pointers, activated.to(gates.dtype.element_ty), mask=live[:, None] & (gate_unit < H)[None, :])
 
 
 def recompute_gates(
@@ -88,6 +92,9 @@ def recompute_gates(
     h: Tensor,
     *,
     ids: Tensor | None = None,
+    weight_ih: Tensor | None = None,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
     resets: Tensor | None = None,
     tile: Tile | None = None,
 ) -> Tensor:
@@ -99,24 +106,22 @@ def recompute_gates(
     tile = tile or forward_tile(H, B, weight_hh.dtype, capability_of(weight_hh.device))
     gates = torch.empty(T, B, 4 * H, dtype=h.dtype, device=h.device)
     programs = T * triton.cdiv(B, tile.block_b) * triton.cdiv(H, tile.block_h)
+    tensors = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, h)
+    I, block_i = input_block(weight_ih, tile)
     lstm_gates_kernel[(programs,)](
-        inputs.contiguous(),
-        None if ids is None else ids.contiguous(),
-        None if resets is None else resets.contiguous(),
-        weight_hh.contiguous(),
-        h0.contiguous(),
-        h.contiguous(),
+        *(None if tensor is None else tensor.contiguous() for tensor in tensors),
         gates,
         B,
-        H=H,
-        BLOCK_B=tile.block_b,
-        BLOCK_H=tile.block_h,
-        BLOCK_K=tile.block_k,
-        STAGES=tile.stages,
-        PRECISION=dot_precision(weight_hh.dtype),
-        HAS_IDS=ids is not None,
-        HAS_RESETS=resets is not None,
-        SERPENTINE=tile.serpentine,
+        H,
+        I,
+        tile.block_b,
+        tile.block_h,
+        tile.block_k,
+        block_i,
+        tile.stages,
+        tile.input_stages,
+        dot_precision(weight_hh.dtype),
+        tile.serpentine,
         num_warps=tile.warps,
     )
     return gates

@@ -87,14 +87,15 @@ def lstm_backward(
     c0: Tensor,
     weight_hh: Tensor,
     *,
+    dc_n: Tensor | None = None,
     resets: Tensor | None = None,
     product: Callable[[Tensor], Tensor] | None = None,
 ) -> Backward:
     """Gradients of the recurrence, from gradients of every h_t and every c_t.
 
     ``dh`` and ``dc`` (T, B, H), either may be None; ``gates`` (T, B, 4H) and ``c`` (T, B, H) as ``lstm_forward``
-    returned them; ``c0`` (B, H); ``weight_hh`` (4H, H); ``resets`` (T, B) bool or None. ``product`` stands in for
-    d_z -> d_z W_hh.
+    returned them; ``c0`` (B, H); ``weight_hh`` (4H, H); ``dc_n`` (B, H), the gradient of the last c as a value of its
+    own, or None; ``resets`` (T, B) bool or None. ``product`` stands in for d_z -> d_z W_hh.
     """
     T, B, H = c.shape
     weight = weight_hh.to(c.dtype)
@@ -106,7 +107,8 @@ def lstm_backward(
     per_dc = torch.stack((g * i * (1 - i), c_prev * f * (1 - f), i * (1 - g * g)), dim=2)
     per_dh = tanh_c * o * (1 - o)
     d_gates = torch.empty_like(gates)
-    dh_next, dc_next = torch.zeros_like(c0), torch.zeros_like(c0)
+    dh_next = torch.zeros_like(c0)
+    dc_next = dh_next if dc_n is None else dc_n.to(c0.dtype)
     for t in range(T - 1, -1, -1):
         dh_t = dh_next if dh is None else dh_next + dh[t]
         dc_t = torch.addcmul(dc_next, dh_t, dc_per_dh[t])

@@ -7,17 +7,22 @@ import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from fastlstm import LSTM, backends, explain
-from fastlstm.backends import VARIABLE, Call, choose, warn_of_fallback
+from fastlstm.backends import CUDNN_FASTER, VARIABLE, Call, CudnnRow, choose, warn_of_fallback
 from recurrences import DEVICE
 
 BF16 = Call(hidden_size=2048, batch_size=128, dtype=torch.bfloat16, capability=(9, 0))
 SMALL = Call(hidden_size=1024, batch_size=16, dtype=torch.float16, capability=(9, 0))
+
+
+def replace(call: Call, **changes: Any) -> Call:
+    return call._replace(**changes)
 
 
 @pytest.fixture(autouse=True)
@@ -52,6 +57,12 @@ def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (replace(BF16, hidden_size=4096, batch_size=512), "triton", "the fused kernels"),
         (replace(BF16, hidden_size=4096, batch_size=512, training=True), "cudnn", "375 against 426 at H=4096 B=512"),
         (replace(BF16, hidden_size=2048, batch_size=128, training=True), "triton", "the fused kernels"),
+        (replace(BF16, steps=1), "cudnn", "426 against 519 at H=2048 B=128"),
+        (replace(BF16, steps=1, dtype=torch.float16), "cudnn", "214 against 519 at H=2048 B=128"),
+        (replace(BF16, steps=2), "triton", "the fused kernels"),
+        (replace(BF16, steps=1, training=True), "triton", "the fused kernels"),
+        (replace(BF16, steps=1, ids=True), "triton", "cuDNN reads dense inputs"),
+        (replace(BF16, steps=1, dtype=torch.float32), "triton", "the fused kernels"),
         (replace(BF16, dtype=torch.float64), "torch", "they have no torch.float64"),
         (replace(BF16, capability=(7, 5)), "cudnn", r"needs compute capability \(8, 0\), and this GPU has \(7, 5\)"),
         (replace(BF16, capability=(7, 5), cells=True), "torch", "compute capability"),
@@ -114,15 +125,52 @@ def test_without_triton_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> N
         choose(BF16, "triton")
 
 
+def test_a_choice_is_remembered_with_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    first = choose(SMALL)
+    assert choose(SMALL) is first
+    monkeypatch.setattr(torch.backends.cudnn, "enabled", not torch.backends.cudnn.enabled)
+    assert choose(SMALL) is not first
+
+
+@pytest.mark.parametrize("row", CUDNN_FASTER, ids=lambda row: row.evidence)
+def test_no_row_hides_another(row: CudnnRow) -> None:
+    call = Call(int(row.H[0]), int(row.B[0]), row.dtypes[0], steps=1 if row.T == (1, 1) else 128)
+    call = call._replace(batch_size=max(8, call.batch_size), hidden_size=max(128, call.hidden_size))
+    covering = [other for other in CUDNN_FASTER if other.covers(replace(call, training=bool(row.training)))]
+    assert covering[:1] == [row]
+
+
+@pytest.fixture
+def _no_warning_yet() -> Iterator[None]:
+    backends._warn_once.cache_clear()
+    yield
+    backends._warn_once.cache_clear()
+
+
+@pytest.mark.usefixtures("_no_warning_yet")
 def test_a_fallback_warns_once_for_each_reason() -> None:
-    warn_of_fallback.cache_clear()
     choice = choose(replace(BF16, dtype=torch.float64))
     with pytest.warns(UserWarning, match=r"fastlstm runs 'torch': .* they have no torch\.float64"):
-        warn_of_fallback(choice)
+        warn_of_fallback(choice.backend, choice.reason)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        warn_of_fallback(choice)
-    warn_of_fallback.cache_clear()
+        warn_of_fallback(choice.backend, choice.reason)
+
+
+@pytest.mark.usefixtures("_no_warning_yet")
+@pytest.mark.filterwarnings(r"ignore::DeprecationWarning:torch\.")
+def test_a_fallback_warns_once_under_torch_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    fallback = backends.Choice("torch", "as if on a GPU of long ago", True)
+    monkeypatch.setattr("fastlstm.functional.choose", lambda call, backend: fallback)
+    torch._dynamo.reset()
+    lstm, said = LSTM(5, 4), []
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=True, backend="aot_eager")
+    for T in (3, 6):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            compiled(torch.zeros(T, 2, 5))
+        said += [str(one.message) for one in caught if "fastlstm" in str(one.message)]
+    assert said == ["fastlstm runs 'torch': as if on a GPU of long ago"]
 
 
 def test_explain_takes_an_lstm_or_sizes() -> None:
@@ -141,7 +189,7 @@ def test_explain_takes_an_lstm_or_sizes() -> None:
 
 def test_explain_sees_what_the_call_would_be(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Call] = []
-    monkeypatch.setattr("fastlstm.lstm.choose", lambda call, backend: seen.append(call))
+    monkeypatch.setattr("fastlstm.module.choose", lambda call, backend: seen.append(call))
     lstm = LSTM(256, 4, batch_first=True, recompute=True, bidirectional=True, num_layers=2)
     resets = torch.zeros(3, 2, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
@@ -152,6 +200,7 @@ def test_explain_sees_what_the_call_would_be(monkeypatch: pytest.MonkeyPatch) ->
             batch_size=3,
             dtype=torch.bfloat16,
             device="cpu",
+            steps=2,
             input_size=256,
             num_layers=2,
             bidirectional=True,
@@ -186,6 +235,6 @@ def test_a_gpu_chooses_as_it_says() -> None:
     assert explain(lstm, x, return_cells=True).backend == "triton"
     assert explain(lstm, torch.zeros(3, 16, device="cuda", dtype=torch.uint8)).backend == "triton"
     double = LSTM(5, 4, device="cuda", dtype=torch.float64)
-    warn_of_fallback.cache_clear()
+    backends._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="fastlstm runs 'torch'"):
         double(torch.zeros(3, 2, 5, device="cuda", dtype=torch.float64))

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import io
+import pickle
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastlstm import LSTM
+from fastlstm import lstm as functional
 from plain_lstm import assert_right, module_lstm
 from recurrences import DEVICE, DTYPES
 from tolerance import assert_as_good_as
@@ -95,6 +101,158 @@ def test_recomputing_gates_is_right(ids: bool, backend: str) -> None:
     lstm, x, hx = make(3, 3, 5, 8, recompute=True, backend=backend)
     x = torch.randint(0, 5, (3, 3), dtype=torch.uint8).to(DEVICE) if ids else x
     assert_right(lstm, x, hx, resets=some_resets(3, 3))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("T", "B", "I", "H", "options"),
+    [
+        (3, 17, 16, 32, {}),
+        (1, 3, 7, 20, {"bias": False}),
+        (3, 2, 1, 5, {"bidirectional": True, "num_layers": 2}),
+        (2, 3, 20, 40, {"batch_first": True}),
+    ],
+)
+def test_few_features_are_right(
+    T: int, B: int, I: int, H: int, options: dict[str, Any], recompute: bool, dtype: torch.dtype
+) -> None:
+    lstm, x, hx = make(T, B, I, H, dtype=dtype, backend="triton", recompute=recompute, **options)
+    lstm.batch_first = False
+    assert_right(lstm, x, hx, resets=some_resets(T, B))
+    if T > 1:
+        assert_right(lstm, x, hx, lengths=torch.full((B,), T - 1, device=DEVICE))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("T", [1, 4])
+def test_no_state_is_a_state_of_zeros(T: int, grad: bool, backend: str) -> None:
+    lstm, x, hx = make(T, 3, 4, 8, backend=backend)
+    parameters = list(lstm.parameters())
+    results = []
+    for state in (None, (torch.zeros_like(hx[0]), torch.zeros_like(hx[1]))):
+        with torch.set_grad_enabled(grad):
+            output, (h_n, c_n), cells = lstm(x, state, return_cells=True)
+        loss = output.sum() + c_n.sum()
+        results.append((output, h_n, c_n, cells, *(torch.autograd.grad(loss, parameters) if grad else ())))
+    for none, zeros in zip(*results, strict=True):
+        assert torch.equal(none, zeros)
+    with torch.no_grad():
+        output.fill_(7)
+    assert torch.equal(h_n, results[0][1]), "the final state is a part of the output"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("options", "asked"),
+    [
+        ({}, {}),
+        ({"num_layers": 2, "batch_first": True}, {}),
+        ({"bidirectional": True}, {}),
+        ({}, {"lengths": torch.tensor([4, 1, 3])}),
+    ],
+)
+def test_cells_leave_as_they_are_wanted(options: dict[str, Any], asked: dict[str, Tensor], backend: str) -> None:
+    lstm, x, _ = make(4, 3, 4, 8, backend=backend, **options)
+    x = x.transpose(0, 1) if lstm.batch_first else x
+    asked = {name: tensor.to(DEVICE) for name, tensor in asked.items()}
+    units = torch.tensor([7, 0, 3] + ([11] if lstm.bidirectional else []))
+    with torch.no_grad():
+        output, state, cells = lstm(x, return_cells=True, **asked)
+        for dtype, chosen in (
+            (torch.float16, units),
+            (torch.float16, None),
+            (None, units),
+            (torch.float32, units.int()),
+        ):
+            got_output, got_state, got = lstm(x, return_cells=True, cells_dtype=dtype, cell_units=chosen, **asked)
+            expected = cells if chosen is None else cells[:, :, chosen.long().to(DEVICE)]
+            assert torch.equal(got, expected.to(dtype or torch.float32))
+            assert got.dtype == (dtype or torch.float32)
+            assert torch.equal(got_output, output)
+            assert torch.equal(got_state[1], state[1])
+
+
+@pytest.mark.parametrize(
+    ("asked", "error", "message"),
+    [
+        ({"cells_dtype": torch.float16, "return_cells": False}, ValueError, "expected None without return_cells=True"),
+        ({"cells_dtype": torch.int32}, TypeError, r"cells_dtype: expected a floating-point dtype, got torch\.int32"),
+        ({"cell_units": torch.zeros(2, 2).long()}, ValueError, r"cell_units: expected shape \(U,\) with U >= 1"),
+        ({"cell_units": torch.zeros(2)}, TypeError, r"cell_units: expected an integer dtype, got torch\.float32"),
+        ({"cell_units": torch.tensor([1, 4])}, ValueError, r"different units from 0 to 3, got \[1, 4\]"),
+        ({"cell_units": torch.tensor([1, 0, 1])}, ValueError, r"different units from 0 to 3, got \[1, 0, 1\]"),
+    ],
+)
+def test_cells_wanted_wrongly_are_named(asked: dict[str, Any], error: type[Exception], message: str) -> None:
+    lstm, x = LSTM(5, 4, device=DEVICE), torch.zeros(3, 2, 5, device=DEVICE)
+    with torch.no_grad(), pytest.raises(error, match=message):
+        lstm(x, **({"return_cells": True} | asked))
+    with pytest.raises(ValueError, match=r"expected None where a gradient is wanted; use torch\.no_grad"):
+        lstm(x, return_cells=True, cells_dtype=torch.float16)
+
+
+@compiles
+def test_compile_takes_chosen_cells() -> None:
+    torch._dynamo.reset()
+    lstm, x, _ = make(4, 3, 4, 8)
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=True, backend="aot_eager")
+    asked = {"return_cells": True, "cells_dtype": torch.float16, "cell_units": torch.tensor([5, 2], device=DEVICE)}
+    with torch.no_grad():
+        assert torch.equal(compiled(x, **asked)[2], lstm(x, **asked)[2])
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"bias": False}])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_flat_parameters_are_parameters_still(dtype: torch.dtype, options: dict[str, Any]) -> None:
+    """On a GPU all of them lie in one block; whatever copies, saves or trains a module does not notice."""
+    lstm, x, hx = make(3, 2, 5, 8, dtype=dtype, backend="torch", **options)
+    expected = lstm(x, hx)[0]
+
+    def blocks(module: LSTM) -> int:
+        return len({parameter.untyped_storage().data_ptr() for parameter in module.parameters()})
+
+    loaded = LSTM(5, 8, backend="torch", device=DEVICE, dtype=dtype, **options)
+    loaded.load_state_dict(lstm.state_dict())
+    saved = io.BytesIO()
+    torch.save(lstm, saved)
+    saved.seek(0)
+    copies = [
+        lstm,
+        copy.deepcopy(lstm),
+        pickle.loads(pickle.dumps(lstm)),
+        loaded,
+        torch.load(saved, weights_only=False),
+    ]
+    for other in copies:
+        assert torch.equal(other(x, hx)[0], expected)
+        assert blocks(other) == (1 if DEVICE == "cuda" else len(list(lstm.parameters())))
+    assert blocks(lstm.double().to(dtype)) == blocks(lstm)
+    optimizer = torch.optim.SGD(lstm.parameters(), 0.1)
+    before = [parameter.detach().clone() for parameter in lstm.parameters()]
+    lstm(x, hx)[0].sum().backward()
+    optimizer.step()
+    for parameter, old in zip(lstm.parameters(), before, strict=True):
+        assert parameter.grad is not None
+        assert torch.equal(parameter.detach(), old.add(parameter.grad, alpha=-0.1))
+
+
+def test_shared_parameters_stay_shared() -> None:
+    lstm = LSTM(8, 8, device=DEVICE)
+    lstm.weight_ih_l0 = lstm.weight_hh_l0
+    lstm.flatten_parameters()
+    assert lstm.weight_ih_l0.data_ptr() == lstm.weight_hh_l0.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_cudnn_finds_its_weights_in_one_block(dtype: torch.dtype) -> None:
+    """Else torch warns, which the tests take for an error, and copies them on every call."""
+    lstm, x, hx = make(1, 16, 128, 128, dtype=dtype, backend="cudnn")
+    for module in (lstm, copy.deepcopy(lstm), lstm.cpu().to(DEVICE)):
+        with torch.no_grad():
+            module(x, hx)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -250,14 +408,20 @@ def test_compile_takes_the_whole_call_at_any_length(options: dict[str, object]) 
 
 
 @compiles
-def test_compile_takes_triton() -> None:
+@pytest.mark.parametrize("features", [4, 5])  # 4 are multiplied inside the kernel
+def test_compile_takes_triton(features: int) -> None:
     torch._dynamo.reset()
-    lstm, _, _ = make(7, 3, 5, 8, backend="triton")
-    compiled = torch.compile(lstm, fullgraph=True, dynamic=True, backend="aot_eager")
-    for T in (7, 9):
-        _, x, hx = make(T, 3, 5, 8)
+    lstm, _, _ = make(7, 3, features, 8, backend="triton")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lstm, fullgraph=True, dynamic=True, backend=counter)
+    for T in (7, 9, 6):
+        _, x, hx = make(T, 3, features, 8)
+        expected, got = module_lstm(lstm, x, hx), module_lstm(lstm, x, hx, compiled=compiled)
+        for name, tensor in expected.items():
+            assert torch.equal(got[name], tensor), name
         with torch.no_grad():
-            assert torch.equal(compiled(x, hx)[0], lstm(x, hx)[0])
+            assert torch.equal(compiled(x)[0], lstm(x)[0])
+    assert counter.frame_count <= 3  # with gradients and a state, and without
 
 
 @compiles
@@ -283,16 +447,14 @@ def test_strides_do_not_matter(backend: str) -> None:
 
 
 def test_functional_form_needs_no_module() -> None:
-    from fastlstm.functional import lstm as functional_lstm
-
     module, x, hx = make(4, 3, 5, 8, num_layers=2)
-    output, (h_n, c_n) = functional_lstm(x, hx, module.weights(), num_layers=2)  # type: ignore[misc]
+    output, (h_n, c_n) = functional(x, hx, module.weights(), num_layers=2)  # type: ignore[misc]
     expected, state = module(x, hx)
     assert torch.equal(output, expected)
     assert torch.equal(h_n, state[0])
     assert torch.equal(c_n, state[1])
     with pytest.raises(ValueError, match="weights: expected 4 tensors, got 8"):
-        functional_lstm(x, hx, module.weights())
+        functional(x, hx, module.weights())
 
 
 @pytest.mark.parametrize(
@@ -361,7 +523,7 @@ def test_the_printed_form_shows_what_is_unusual() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("T", "B", "I", "H"), [(9, 33, 100, 200), (5, 130, 256, 272), (17, 7, 128, 1024)])
-def test_odd_sizes_are_right_on_a_gpu(T: int, B: int, I: int, H: int, dtype: torch.dtype) -> None:  # noqa: E741
+def test_odd_sizes_are_right_on_a_gpu(T: int, B: int, I: int, H: int, dtype: torch.dtype) -> None:
     lstm, x, hx = make(T, B, I, H, dtype=dtype, backend="triton")
     first = assert_right(lstm, x, hx, resets=some_resets(T, B))
     for _ in range(3):

@@ -9,7 +9,7 @@ from fastlstm_kernels import reference
 from fastlstm_kernels.backward import lstm_backward
 from fastlstm_kernels.forward import lstm_forward
 from fastlstm_kernels.gradients import table_gradient, weight_gradient
-from fastlstm_kernels.launch import Tile, backward_tile, forward_tile
+from fastlstm_kernels.launch import Tile, backward_tile, forward_tile, input_block
 from fastlstm_kernels.recompute import recompute_gates
 from recurrences import DEVICE, DTYPES, Case, poisoned_memory
 from tolerance import assert_as_good_as
@@ -33,6 +33,7 @@ def run(
     *,
     with_dh: bool = True,
     with_dc: bool = True,
+    dc_n: torch.Tensor | None = None,
     persistent: bool | None = None,
 ) -> dict[str, torch.Tensor]:
     out = lstm_forward(
@@ -55,6 +56,7 @@ def run(
             out.cells,
             case.c0,
             case.weight_hh,
+            dc_n=dc_n,
             resets=case.resets,
             tile=tile,
             persistent=persistent,
@@ -93,6 +95,18 @@ def test_a_missing_gradient_is_zero(missing: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("with_dc", [False, True])
+def test_the_last_cell_has_its_own_gradient(with_dc: bool, dtype: torch.dtype) -> None:
+    case = Case(4, 19, 20, dtype, resets=0.3)
+    dc_n = torch.randn(19, 20, generator=torch.Generator().manual_seed(1)).to(DEVICE)
+    got = run(case, with_dc=with_dc, dc_n=dc_n)
+    # The same as a gradient of the last of every c_t, which a reset before the next window does not cut.
+    case.dc = case.dc if with_dc else torch.zeros_like(case.dc)
+    case.dc[-1] += dc_n
+    assert_right(case, got)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_saturated_gates(dtype: torch.dtype) -> None:
     case = Case(3, 4, 16, dtype, scale=100.0)
     assert_right(case, run(case))
@@ -111,10 +125,10 @@ def test_two_runs_are_bit_equal() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [0, 9])
-def test_recomputed_gates_are_the_saved_ones(rows: int, dtype: torch.dtype) -> None:
-    case = Case(5, 19, 20, dtype, resets=0.3, rows=rows)
-    given = {"ids": case.ids, "resets": case.resets, "tile": Tile(16, 16, 16, 2, 4, serpentine=True)}
+@pytest.mark.parametrize(("rows", "features"), [(0, 0), (9, 0), (0, 21)])
+def test_recomputed_gates_are_the_saved_ones(rows: int, features: int, dtype: torch.dtype) -> None:
+    case = Case(5, 19, 20, dtype, resets=0.3, rows=rows, features=features)
+    given = {"resets": case.resets, "tile": Tile(16, 16, 16, 2, 4, serpentine=True)} | case.kind
     out = lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0, save_gates=True, **given)  # type: ignore[arg-type]
     with poisoned_memory():
         gates = recompute_gates(case.inputs, case.weight_hh, case.h0, out.h, **given)  # type: ignore[arg-type]
@@ -184,3 +198,7 @@ def test_the_launch_table_fits_shared_memory(H: int, B: int, dtype: torch.dtype,
         stage = (tile.block_b + columns * tile.block_h) * tile.block_k * dtype.itemsize
         assert tile.stages * stage <= limit
         assert tile.split & (tile.split - 1) == 0
+    tile = forward_tile(H, B, dtype, capability)
+    _, block = input_block(torch.empty(4 * H, 512, dtype=dtype, device="meta"), tile)
+    assert block is not None
+    assert tile.input_stages * (tile.block_b + 4 * tile.block_h) * block * dtype.itemsize <= limit

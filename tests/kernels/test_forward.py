@@ -30,11 +30,11 @@ def run(case: Case, tile: Tile | None = SMALL, **options: object) -> dict[str, t
             case.weight_hh,
             case.h0,
             case.c0,
-            ids=case.ids,
             resets=case.resets,
             save_gates=True,
             cells_dtype=torch.float32,
             tile=tile,
+            **case.kind,
             **options,  # type: ignore[arg-type]
         )
     assert out.cells is not None
@@ -60,6 +60,43 @@ def test_every_output_is_right(T: int, B: int, H: int, tile: Tile | None, dtype:
 def test_resets_and_ids(dtype: torch.dtype) -> None:
     case = Case(5, 6, 20, dtype, resets=0.3, rows=9)
     assert_right(case, run(case))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("T", "B", "H", "features", "tile"),
+    [
+        (3, 16, 32, 16, SMALL),
+        (4, 19, 37, 37, SMALL),  # more than one tile of features, the last one not full
+        (2, 5, 20, 1, SMALL),
+        (1, 3, 16, 5, SMALL),
+        (3, 33, 48, 32, Tile(32, 8, 32, 2, 4, input_stages=1)),
+        (2, 3, 40, 100, None),
+    ],
+)
+def test_dense_inputs_are_multiplied_inside(
+    T: int, B: int, H: int, features: int, tile: Tile | None, dtype: torch.dtype
+) -> None:
+    case = Case(T, B, H, dtype, features=features, resets=0.2)
+    assert_right(case, run(case, tile))
+
+
+def test_dense_inputs_without_biases() -> None:
+    case = Case(2, 5, 20, torch.float32, features=7)
+    case.bias_ih = case.bias_hh = None
+    assert_right(case, run(case))
+
+
+@pytest.mark.parametrize(("rows", "features"), [(0, 0), (9, 0), (0, 7)])
+def test_no_state_is_a_state_of_zeros(rows: int, features: int) -> None:
+    case = Case(3, 5, 20, torch.float32, rows=rows, features=features, resets=0.3)
+    zeros = torch.zeros_like(case.h0), torch.zeros_like(case.c0)
+    options = {"cells_dtype": torch.float32, "save_gates": True, "tile": SMALL, "resets": case.resets} | case.kind
+    given = lstm_forward(case.inputs, case.weight_hh, *zeros, **options)  # type: ignore[arg-type]
+    with poisoned_memory():
+        none = lstm_forward(case.inputs, case.weight_hh, **options)  # type: ignore[arg-type]
+    for name, tensor in given._asdict().items():
+        assert torch.equal(getattr(none, name), tensor), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -113,9 +150,9 @@ def test_arguments_are_left_alone() -> None:
 
 
 def test_noncontiguous_arguments() -> None:
-    case = Case(3, 4, 16, torch.float32)
+    case = Case(3, 4, 16, torch.float32, features=5)
     expected = run(case)
-    for name in ("inputs", "weight_hh", "h0", "c0"):
+    for name in ("inputs", "weight_ih", "weight_hh", "h0", "c0"):
         tensor = getattr(case, name)
         setattr(case, name, tensor.transpose(-1, -2).contiguous().transpose(-1, -2))
     for name, tensor in run(case).items():
@@ -130,9 +167,10 @@ def test_a_dtype_without_a_kernel_is_named() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("T", "B", "H"), [(17, 130, 272), (33, 16, 1024), (9, 600, 512)])
-def test_one_launch_equals_a_launch_a_step(T: int, B: int, H: int, dtype: torch.dtype) -> None:
-    case = Case(T, B, H, dtype, resets=0.1)
+@pytest.mark.parametrize("features", [0, 100, 256])
+@pytest.mark.parametrize(("T", "B", "H"), [(17, 130, 272), (33, 16, 1024), (9, 600, 512), (5, 128, 2048)])
+def test_one_launch_equals_a_launch_a_step(T: int, B: int, H: int, features: int, dtype: torch.dtype) -> None:
+    case = Case(T, B, H, dtype, resets=0.1, features=features)
     steps = run(case, None, persistent=False)
     assert_right(case, steps)
     for _ in range(3):

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cudnn import rnn as cudnn_rnn
 
 from fastlstm.backends import FORCED, Call, Choice, choose
 from fastlstm.functional import State, describe, lstm
+
+CUDNN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class LSTM(nn.Module):
@@ -22,7 +25,8 @@ class LSTM(nn.Module):
       building them;
     - ``resets`` (T, B) bool zeroes the state of a sequence before a step and cuts the gradient there;
     - ``lengths`` (B,) stands in for packed sequences;
-    - ``return_cells=True`` returns every c_t of the last layer as a third value, with gradients through it;
+    - ``return_cells=True`` returns every c_t of the last layer as a third value, with gradients through it; without
+      gradients in any ``cells_dtype`` and of chosen ``cell_units`` alone;
     - c is kept, and returned, in float32 (float64 for float64 parameters);
     - ``recompute=True`` spares the memory of the gates between forward and backward;
     - ``backend`` forces a kernel ("triton", "cudnn", "torch"); ``fastlstm.explain`` says which one runs, and why.
@@ -77,6 +81,7 @@ class LSTM(nn.Module):
         self.recompute = recompute
         self.backend = backend
         gates = 4 * hidden_size
+        names = []
         for k in range(num_layers):
             width = input_size if k == 0 else hidden_size * (2 if bidirectional else 1)
             shapes: dict[str, tuple[int, ...]] = {"weight_ih": (gates, width), "weight_hh": (gates, hidden_size)}
@@ -85,7 +90,10 @@ class LSTM(nn.Module):
             for side in ("", "_reverse") if bidirectional else ("",):
                 for name, shape in shapes.items():
                     parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                    self.register_parameter(f"{name}_l{k}{side}", parameter)
+                    names.append(f"{name}_l{k}{side}")
+                    self.register_parameter(names[-1], parameter)
+        self._names = tuple(names)
+        self.flatten_parameters()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -95,18 +103,46 @@ class LSTM(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: kept so that code written for torch.nn.LSTM runs."""
+        """On a GPU, move the parameters' values into one block, which cuDNN would else copy them into on every call.
+
+        Done at construction and when the module moves or changes its dtype, as by torch.nn.LSTM, and in bfloat16 too.
+        Nothing happens elsewhere, or where parameters differ in device or dtype, or share memory.
+        """
+        weights = self.weights()
+        first = weights[0]
+        if first.device.type != "cuda" or first.dtype not in CUDNN_DTYPES or not torch._use_cudnn_rnn_flatten_weight():
+            return
+        if any((weight.device, weight.dtype) != (first.device, first.dtype) for weight in weights):
+            return
+        if any(type(weight) is not nn.Parameter for weight in weights):
+            return
+        if len({weight.data_ptr() for weight in weights}) < len(weights):
+            return
+        with torch.cuda.device(first.device), torch.no_grad():
+            torch._cudnn_rnn_flatten_weight(
+                list(weights),
+                4 if self.bias else 2,
+                self.input_size,
+                cudnn_rnn.get_cudnn_mode("LSTM"),  # type: ignore[no-untyped-call]
+                self.hidden_size,
+                self.proj_size,
+                self.num_layers,
+                self.batch_first,
+                self.bidirectional,
+            )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LSTM:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.flatten_parameters()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.flatten_parameters()  # a copy's parameters have memory of their own
 
     def weights(self) -> tuple[Tensor, ...]:
         """The parameters in the order of ``fastlstm.lstm``, which is torch.nn.LSTM's."""
-        return tuple(self._weights())
-
-    def _weights(self) -> Iterator[Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if self.bias else ("weight_ih", "weight_hh")
-        for k in range(self.num_layers):
-            for side in ("", "_reverse") if self.bidirectional else ("",):
-                for name in names:
-                    yield getattr(self, f"{name}_l{k}{side}")
+        return tuple([getattr(self, name) for name in self._names])
 
     def forward(
         self,
@@ -116,6 +152,8 @@ class LSTM(nn.Module):
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
         return_cells: bool = False,
+        cells_dtype: torch.dtype | None = None,
+        cell_units: Tensor | None = None,
     ) -> tuple[Tensor, State] | tuple[Tensor, State, Tensor]:
         """Run the stack: ``output, (h_n, c_n)`` as torch.nn.LSTM, and the cells with ``return_cells``.
 
@@ -134,6 +172,8 @@ class LSTM(nn.Module):
             resets=resets,
             lengths=lengths,
             return_cells=return_cells,
+            cells_dtype=cells_dtype,
+            cell_units=cell_units,
             recompute=self.recompute,
             backend=self.backend,
         )
