@@ -14,7 +14,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends import Call, choose, warn_of_fallback
 from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer, settled
-from fastlstm_kernels.launch import capability_of
 
 State = tuple[Tensor, Tensor]
 
@@ -61,7 +60,7 @@ def lstm(
     - ``cells_dtype``, ``cell_units``: with ``return_cells`` and without a gradient, c_t in this floating-point dtype
       and at these units (U,) alone, different integers below directions * H, in their order.
     - ``recompute``: the backward computes the gates again, (T, B, 4H), which else the forward keeps for it.
-    - ``backend``: "auto", "triton", "cudnn" or "torch", see ``fastlstm.explain``.
+    - ``backend``: "auto", "hopper", "triton", "cudnn" or "torch", see ``fastlstm.explain``.
 
     Under torch.autocast, input and weights are cast once, to its dtype. Returns the last layer's h_t (T, B,
     directions * H), ``(h_n, c_n)``, and with ``return_cells`` its c_t, both in the layout of the input. c_n and c_t are
@@ -177,10 +176,7 @@ def describe(
     if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     compiling = torch.compiler.is_compiling()
-    capability = None
-    if device.type == "cuda":
-        # The one that remembers is nothing for torch.compile, which knows the other.
-        capability = torch.cuda.get_device_capability(device) if compiling else capability_of(device)
+    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return Call(
         hidden_size=weights[1].shape[1],
         batch_size=batch_size,

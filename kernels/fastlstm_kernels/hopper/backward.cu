@@ -347,7 +347,6 @@ DEVICE void backward(const BackwardArguments& args) {
     backward<BackwardPlan<__VA_ARGS__>>(args);                                                                         \
   }
 
-BACKWARD(lstm_backward_2x64, 2, 64)
 BACKWARD(lstm_backward_4x32, 4, 32)
 BACKWARD(lstm_backward_4x16, 4, 16)
 BACKWARD(lstm_backward_2x16, 2, 16)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import lzma
 import os
 import re
 import subprocess
@@ -44,7 +45,7 @@ def definitions(H: int, dtype: torch.dtype) -> list[str]:
 
 
 def file_name(direction: str, H: int, dtype: torch.dtype) -> str:
-    return f"{direction}-{H}-{DTYPES[dtype]}.cubin"
+    return f"{direction}-{H}-{DTYPES[dtype]}.cubin.xz"
 
 
 @functools.cache
@@ -52,7 +53,7 @@ def code(direction: str, H: int, dtype: torch.dtype) -> bytes:
     """A module's machine code. Raises ``RuntimeError`` where it is not shipped and NVRTC cannot make it."""
     shipped = CUBINS / file_name(direction, H, dtype)
     if shipped.exists() and manifest()["sources"].get(direction) == source_hash(direction):
-        return shipped.read_bytes()
+        return lzma.decompress(shipped.read_bytes())
     return _compiled(direction, H, dtype)
 
 
@@ -80,7 +81,7 @@ def _compiled(direction: str, H: int, dtype: torch.dtype) -> bytes:
     version = ".".join(str(part) for part in nvrtc.nvrtcVersion()[1:])
     kept = cache_folder() / f"{source_hash(direction)[:16]}-nvrtc{version}-{file_name(direction, H, dtype)}"
     if kept.exists():
-        return kept.read_bytes()
+        return lzma.decompress(kept.read_bytes())
     made = _nvrtc(
         nvrtc,
         direction,
@@ -89,7 +90,7 @@ def _compiled(direction: str, H: int, dtype: torch.dtype) -> bytes:
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as beside:
-            beside.write(made)
+            beside.write(lzma.compress(made))
         Path(beside.name).replace(kept)
     except OSError:
         pass  # a cache that cannot be written costs a second a process
@@ -118,13 +119,16 @@ def _nvrtc(nvrtc: Any, direction: str, options: list[str]) -> bytes:
 
 
 def ptxas_figures(report: str) -> dict[str, dict[str, int]]:
-    """Registers, spilled bytes and stack of every kernel from what ``ptxas -v`` says."""
+    """Registers, spilled bytes and stack of every kernel from what ``ptxas -v`` says.
+
+    ``serialized``: whether ptxas gave up running wgmma instructions one after the other without waiting (C7510 and up).
+    """
     figures: dict[str, dict[str, int]] = {}
     kernel = ""
     for line in report.splitlines():
         if match := re.search(r"Compiling entry function '(\w+)'", line):
             kernel = match[1]
-            figures[kernel] = {}
+            figures[kernel] = {"serialized": int(bool(re.search(rf"serialized .*function '{kernel}'", report)))}
         elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
             figures[kernel] |= dict(
                 zip(("stack", "spill_stores", "spill_loads"), map(int, match.groups()), strict=True)
@@ -145,11 +149,12 @@ def build() -> None:
                 name = file_name(direction, H, dtype)
                 target = f"-gencode=arch=compute_90a,code={ARCHITECTURE}"
                 command = ["nvcc", target, "-std=c++17", "-O3", "-cubin", "-Xptxas", "-v", *definitions(H, dtype)]
-                command += ["-o", str(CUBINS / name), str(FOLDER / f"{direction}.cu")]
-                report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+                with tempfile.NamedTemporaryFile() as made:
+                    command += ["-o", made.name, str(FOLDER / f"{direction}.cu")]
+                    report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
+                    (CUBINS / name).write_bytes(lzma.compress(Path(made.name).read_bytes()))
                 figures[name] = ptxas_figures(report)
-                warnings = [line for line in report.splitlines() if "C75" in line]
-                sys.stdout.write("\n".join([name, *warnings]) + "\n")
+                sys.stdout.write(f"{name}\n")
     about = {
         "compiler": version.splitlines()[-1],
         "sources": {direction: source_hash(direction) for direction in DIRECTIONS},

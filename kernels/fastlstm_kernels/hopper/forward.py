@@ -44,7 +44,8 @@ def lstm_forward(
     ``inputs`` is the input product with both biases, a unit's four gates i, f, g, o side by side: (T, B, H, 4), or with
     ``ids`` (T, B) uint8 a table (V, H, 4) of it. ``weight_hh`` (4H, H), gates stacked as in torch.nn.LSTM; ``h0``
     (B, H); ``c0`` (B, H) float32; ``resets`` (T, B) bool. ``cells_dtype`` asks for every c_t in float32, bfloat16 or
-    float16. The arguments must be ones that ``launch.refusal`` does not refuse.
+    float16. The size and the device must be ones that
+    ``plans.size_refusal`` and ``launch.device_refusal`` do not refuse.
     """
     B, H = h0.shape
     T = (inputs if ids is None else ids).shape[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastlstm_kernels.hopper import binary
 from fastlstm_kernels.hopper.arguments import TensorMapBytes
-from fastlstm_kernels.hopper.plans import MOST_BLOCKS, size_refusal
+from fastlstm_kernels.hopper.plans import BACKWARD, FORWARD, LARGEST, MOST_BLOCKS
 
 THREADS = 512
 CAPABILITY = (9, 0)
@@ -166,29 +166,25 @@ def status_pointer() -> int:
     return _status().data_ptr()
 
 
-def refusal(H: int, dtype: torch.dtype, device: torch.device) -> str | None:
-    """Why the kernels cannot run here; None if they can."""
-    if dtype not in binary.DTYPES:
-        return f"they have no {dtype}"
-    return size_refusal(H) or _device_refusal(device)
-
-
 @functools.cache
-def _device_refusal(device: torch.device) -> str | None:
-    if device.type != "cuda":
-        return f"they need an NVIDIA GPU, and the tensors are on {device.type}"
+def device_refusal(device: int) -> str | None:
+    """Why the kernels cannot run on a GPU, asked of the driver once; None if they can."""
     if torch.version.hip is not None:
         return "they need an NVIDIA GPU"
-    if torch.cuda.get_device_capability(device) != CAPABILITY:
-        return (
-            f"they are for compute capability {CAPABILITY}, and this GPU has {torch.cuda.get_device_capability(device)}"
-        )
+    capability = torch.cuda.get_device_capability(device)
+    if capability != CAPABILITY:
+        return f"they are for compute capability {CAPABILITY}, and this GPU has {capability}"
     if not HAS_BINDINGS:
         return "the package cuda-bindings is not installed"
     driver = _driver()
-    attribute = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MPS_ENABLED
-    torch.zeros(1, device=device)  # makes the context that the driver is asked about
-    number = torch.cuda.current_device() if device.index is None else device.index
-    if _checked(driver.cuDeviceGetAttribute(attribute, _checked(driver.cuDeviceGet(number)))):
-        return "under NVIDIA's Multi-Process Service another process may hold multiprocessors that a launch needs"
+    with torch.cuda.device(device):
+        torch.zeros(1, device="cuda")  # makes the context that the driver is asked about
+        shared = driver.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_MPS_ENABLED
+        if _checked(driver.cuDeviceGetAttribute(shared, _checked(driver.cuDeviceGet(device)))):
+            return "under NVIDIA's Multi-Process Service another process may hold multiprocessors that a launch needs"
+        try:
+            for direction, plans in (("forward", FORWARD), ("backward", BACKWARD)):
+                kernel(direction, plans[-1].kernel, LARGEST, torch.bfloat16, device)
+        except RuntimeError as error:
+            return str(error)
     return None
