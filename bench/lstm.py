@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -31,12 +32,15 @@ from bench import rivals  # noqa: E402
 from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, gate, ours, torch_lstm  # noqa: E402
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.timing import Budget, Call, captured, peak_memory, time_queued, time_whole  # noqa: E402
+from fastlstm_kernels.hopper.plans import COMPILED_SIZES  # noqa: E402
+from fastlstm_kernels.launch import HOPPER  # noqa: E402
 
 HIDDEN_SIZES = (2048, 1024, 4096, 512, 256)
 BATCH_SIZES = (128, 512, 16, 1, 64, 2048)
 STEPS = (128, 1, 512)
 BARS = ((2048, 128), (1024, 128), (2048, 512), (4096, 128))
 SMALL = (1, 16)
+CUDNN_PERSISTENT = (32, 1024)  # B and H
 BAR_SHARE = 4  # how many times longer a size with a bar is timed
 # Bytes for each of T x B x H of the hungriest case: input product and its gradient, gates, their gradient, cells, h.
 BYTES_EACH = 40
@@ -85,14 +89,33 @@ def affordable(shapes: Sequence[Shape], limit: float) -> Iterator[Shape]:
             say(f"{shape}: left out, needs about {bytes_needed(shape) / 2**30:.1f} GiB of {limit / 2**30:.1f}")
 
 
-def entrants(options: argparse.Namespace, shape: Shape) -> list[Contestant]:
-    """Our layer, with each kind of input, and nn.LSTM, in every dtype asked for."""
-    data = {dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in {*options.dtypes, *options.baselines}}
-    layers = [
-        ours(shape, dtype, options.device, data[dtype], backend=options.backend, ids=kind == "ids")
-        for dtype, kind in itertools.product(options.dtypes, options.inputs)
+class Layer(NamedTuple):
+    """A way to run our layer: dtype, kind of input, and kernel."""
+
+    dtype: str
+    kind: str
+    backend: str
+
+
+def layers(options: argparse.Namespace, H: int, B: int) -> list[Layer]:
+    """What of ours is checked and timed at a size; in float16 where cuDNN keeps the weights on the chip in it."""
+    persistent = CUDNN_PERSISTENT[0] >= B and CUDNN_PERSISTENT[1] >= H
+    dtypes = options.dtypes or (["bf16", "fp16"] if persistent else ["bf16"])
+    every = itertools.starmap(Layer, itertools.product(dtypes, options.inputs, options.backends))
+    return [one for one in every if one.backend != "hopper" or (one.dtype == "bf16" and H in COMPILED_SIZES)]
+
+
+def entrants(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer]) -> list[Contestant]:
+    """Our layer, in these ways, and nn.LSTM."""
+    data = {
+        dtype: Data.draw(shape, DTYPES[dtype], options.device)
+        for dtype in {*(way.dtype for way in ways), *options.baselines}
+    }
+    contestants = [
+        ours(shape, way.dtype, options.device, data[way.dtype], backend=way.backend, ids=way.kind == "ids")
+        for way in ways
     ]
-    return layers + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
+    return contestants + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
 
 
 def measure(shape: Shape, contestants: Sequence[Contestant], options: argparse.Namespace) -> list[Row]:
@@ -134,13 +157,14 @@ def graphs(calls: Mapping[str, Call], shape: Shape) -> dict[str, Call]:
     return replays
 
 
-def warm(job: tuple[Shape, str, str, str, tuple[str, ...]]) -> str:
+def warm(job: tuple[Shape, str, list[Layer]]) -> str:
     """Compile the kernels of a shape into Triton's cache; what went wrong, or nothing."""
-    shape, dtype, device, backend, inputs = job
-    data = Data.draw(shape, DTYPES[dtype], device)
+    shape, device, ways = job
     try:
-        for kind in inputs:
-            for call in ours(shape, dtype, device, data, backend=backend, ids=kind == "ids").calls.values():
+        for way in ways:
+            data = Data.draw(shape, DTYPES[way.dtype], device)
+            contestant = ours(shape, way.dtype, device, data, backend=way.backend, ids=way.kind == "ids")
+            for call in contestant.calls.values():
                 call()
     except Exception as error:  # it will fail again, and count, when it is checked
         return f"{shape}: {rivals.first_line(error)}"
@@ -151,8 +175,10 @@ def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
     """Compile in several processes at once, since Triton takes seconds for a kernel; stops after --warm-seconds."""
     sizes = dict.fromkeys((shape.H, shape.B) for shape in shapes)
     jobs = [
-        (Shape(H, B, 2), dtype, options.device, options.backend, tuple(options.inputs))
-        for (H, B), dtype in itertools.product(sizes, options.dtypes)
+        (Shape(H, B, T), options.device, [way])
+        for H, B in sizes
+        for way in layers(options, H, B)
+        for T in sorted({min(shape.T, 2) for shape in shapes if (shape.H, shape.B) == (H, B)}, reverse=True)
     ]
     begin, done = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(min(options.warm, len(jobs))) as pool:
@@ -168,20 +194,22 @@ def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
     say(f"compiled ahead: {done} of {len(jobs)} sizes in {time.monotonic() - begin:.0f} s")
 
 
-def wrong(options: argparse.Namespace, shape: Shape) -> str:
-    """What is wrong with our layer at this H and B; nothing if it is right."""
-    for dtype, kind in itertools.product(options.dtypes, options.inputs):
+def right(options: argparse.Namespace, shape: Shape) -> tuple[list[Layer], list[str]]:
+    """The ways to run our layer whose results are right at this H and B, and what is wrong with the others."""
+    good, problems = [], []
+    for way in layers(options, shape.H, shape.B):
         try:
-            gate(shape, dtype, options.device, backend=options.backend, ids=kind == "ids")
+            gate(shape, way.dtype, options.device, backend=way.backend, ids=way.kind == "ids")
+            good.append(way)
         except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
-            return f"{kind} input, {rivals.first_line(error)}"
-    return ""
+            problems.append(f"{' '.join(way)}: {rivals.first_line(error)}")
+    return good, problems
 
 
-def run(options: argparse.Namespace, shape: Shape, failed: rivals.Failures) -> list[Row]:
+def run(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer], failed: rivals.Failures) -> list[Row]:
     """Rows of one shape, the rivals' too; running out of memory is said and gives none."""
     try:
-        contestants = entrants(options, shape)
+        contestants = entrants(options, shape, ways)
         if options.rivals:
             data = Data.draw(shape, torch.bfloat16, options.device)
             contestants += rivals.usable(shape, options.device, data, options.cases, failed, options.rival_seconds)
@@ -204,8 +232,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", type=int, metavar="T", help="of the shapes, these T only")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--inputs", nargs="+", choices=("dense", "ids"), default=("dense", "ids"), help="of our layer")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of our layer; default: bf16, on a CPU fp32")
-    parser.add_argument("--backend", choices=("triton", "torch"), help="of our layer; default: triton, on a CPU torch")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        help="of our layer; default: bf16, also fp16 where cuDNN has a persistent kernel, on a CPU fp32",
+    )
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=("hopper", "triton", "torch"),
+        help="of our layer; default: triton, and hopper where there is one, on a CPU torch",
+    )
     parser.add_argument("--rivals", action="store_true", help="TorchRL and FlashRNN too, by default at two shapes")
     parser.add_argument("--rival-seconds", type=float, default=120.0, help="how long a rival may take to build and run")
     parser.add_argument("--rival-logs", type=Path, default=ROOT / "out" / "rivals", help="what their builds say")
@@ -223,9 +261,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("there is no GPU here; --device cpu measures the layer on the CPU")
     if options.rivals and not on_gpu:
         parser.error("--rivals: they need a GPU")
-    options.dtypes = options.dtypes or (["bf16"] if on_gpu else ["fp32"])
+    if not on_gpu:
+        options.dtypes = options.dtypes or ["fp32"]
     options.baselines = ["fp16", "bf16"] if on_gpu else ["fp32"]
-    options.backend = options.backend or ("triton" if on_gpu else "torch")
+    has_hopper = on_gpu and torch.cuda.get_device_capability() == HOPPER
+    options.backends = options.backends or (["hopper", "triton"] if has_hopper else ["triton" if on_gpu else "torch"])
     options.shapes = options.shapes or (list(rivals.SHAPES) if options.rivals else grid())
     if options.steps:
         options.shapes = [shape for shape in options.shapes if shape.T in options.steps]
@@ -243,15 +283,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed: rivals.Failures = {}
     if options.rivals:
         failed = rivals.try_all(shapes, options.cases, options.rival_seconds, options.rival_logs)
-    verdicts: dict[tuple[int, int], str] = {}
+    verdicts: dict[tuple[int, int], list[Layer]] = {}
+    problems: list[str] = []
     for shape in budget.fitting(shapes):
         size = (shape.H, shape.B)
         if size not in verdicts:
-            verdicts[size] = wrong(options, shape)
-        if verdicts[size]:
-            say(f"{shape}: NOT TIMED, {verdicts[size]}")
+            verdicts[size], found = right(options, shape)
+            for problem in found:
+                say(f"{shape}: NOT TIMED, {problem}")
+            problems += found
+        if not verdicts[size]:
             continue
-        rows = run(options, shape, failed)
+        rows = run(options, shape, verdicts[size], failed)
         save(options.out, (row | about for row in rows))
         report(rows)
     for (name, shape, case), reason in failed.items():
@@ -259,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(options.out, (row | about for row in rivals.without_number(failed)))
     if budget.left_out:
         say(f"the budget ended before {len(budget.left_out)} of {len(shapes)} shapes, first {budget.left_out[0]}")
-    return 1 if any(verdicts.values()) else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":

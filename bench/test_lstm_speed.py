@@ -24,6 +24,7 @@ CONTESTANTS: dict[str, tuple[str, Enter]] = {
         "bf16",
         lambda shape, data: ours(shape, "bf16", "cuda", data, backend="triton", ids=True),
     ),
+    "fastlstm-hopper-bf16": ("bf16", lambda shape, data: ours(shape, "bf16", "cuda", data, backend="hopper")),
     "nn.LSTM-fp16": ("fp16", lambda shape, data: torch_lstm(shape, "fp16", "cuda", data)),
     "nn.LSTM-bf16": ("bf16", lambda shape, data: torch_lstm(shape, "bf16", "cuda", data)),
 }

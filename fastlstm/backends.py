@@ -211,7 +211,8 @@ def hopper_refusal(call: Call) -> str | None:
         return None  # ``explain`` with sizes alone: there is no device to ask
     if call.capability != HOPPER:
         return f"they are for compute capability {HOPPER}, and this GPU has {call.capability}"
-    return _hopper_device_refusal()
+    refusal: str | None = _hopper_device_refusal()
+    return refusal
 
 
 # torch.compile calls it while it traces, and not again.
