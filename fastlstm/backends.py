@@ -74,25 +74,10 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class HopperRow:
-    """Sizes at which the Hopper kernels were measured faster than the Triton kernels; bounds are inclusive."""
+class MeasuredRow:
+    """Sizes at which a kernel was measured faster than the next one in turn; bounds are inclusive.
 
-    evidence: str
-    H: tuple[float, float]
-    B: tuple[float, float]
-
-    def covers(self, call: Call) -> bool:
-        sizes = ((self.H, call.hidden_size), (self.B, call.batch_size))
-        return call.steps > 1 and all(low <= size <= high for (low, high), size in sizes)
-
-
-@dataclass(frozen=True)
-class CudnnRow:
-    """Sizes at which cuDNN was measured faster than the Triton kernels; bounds are inclusive.
-
-    ``training``: only with gradients (True), only without (False), or both (None). ``persistent``: only where torch
-    lets cuDNN keep the weights on the chip (aten/src/ATen/native/cudnn/RNN.cpp): one layer, one direction, H and the
-    input size multiples of 128, B of 8.
+    ``training``: only with gradients (True), only without (False), or both (None).
     """
 
     evidence: str
@@ -101,45 +86,39 @@ class CudnnRow:
     B: tuple[float, float] = ANY
     T: tuple[float, float] = ANY
     training: bool | None = None
-    persistent: bool = False
 
     def covers(self, call: Call) -> bool:
         if call.dtype not in self.dtypes or self.training not in (None, call.training):
             return False
         sizes = ((self.H, call.hidden_size), (self.B, call.batch_size), (self.T, call.steps))
-        if not all(low <= size <= high for (low, high), size in sizes):
-            return False
-        if not self.persistent:
-            return True
-        single = call.num_layers == 1 and not call.bidirectional
-        return single and call.hidden_size % 128 == call.input_size % 128 == call.batch_size % 8 == 0
+        return all(low <= size <= high for (low, high), size in sizes)
 
 
 def _above(low: int) -> tuple[float, float]:
     return low, float("inf")
 
 
-# NVIDIA H100, kernels alone, T = 128, microseconds a step; fastlstm_kernels/hopper/NOTES.md.
+# The Hopper kernels against the Triton kernels: NVIDIA H100, kernels alone, T = 128, microseconds a step;
+# fastlstm_kernels/hopper/NOTES.md.
 HOPPER_FASTER = (
-    HopperRow("7.5 against 13.1 at H=2048 B=128, 4.2 against 7.1 at B=16", H=_above(1536), B=ANY),
-    HopperRow("3.9 against 5.7 at H=1024 B=128", H=(1024, 1280), B=(33, 128)),
+    MeasuredRow("7.5 against 13.1 at H=2048 B=128, 4.2 against 7.1 at B=16", HALF, H=(1536, 2048), T=_above(2)),
+    MeasuredRow("3.9 against 5.7 at H=1024 B=128", HALF, H=(1024, 1280), B=(33, 128), T=_above(2)),
 )
-# NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128, of the whole call at T = 1;
+# cuDNN against the Triton kernels: NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128,
+# of the whole call at T = 1;
 # bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
 CUDNN_FASTER = (
-    CudnnRow("eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False),
-    CudnnRow("eager 433 against 508 at H=256 B=1, 426 against 519 at H=2048 B=128", HALF[1:], T=(1, 1), training=False),
-    # B = 8 and 32 are estimates: cuDNN's time grows with B (6.5 at H=512 B=64), ours hardly.
-    CudnnRow(
-        "1.40 against 3.42 at H=256 B=16, 2.02 against 3.69 at H=1024",
-        HALF[:1],
-        H=(128, 1024),
-        B=(8, 32),
-        persistent=True,
+    MeasuredRow(
+        "eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False
     ),
-    CudnnRow("543 against 567 at H=4096 B=2048", HALF, H=_above(4096), B=_above(2048)),
-    CudnnRow("forward + backward 375 against 426 at H=4096 B=512", HALF, H=_above(2048), B=_above(512), training=True),
-    CudnnRow(
+    MeasuredRow(
+        "eager 433 against 508 at H=256 B=1, 426 against 519 at H=2048 B=128", HALF[1:], T=(1, 1), training=False
+    ),
+    MeasuredRow("543 against 567 at H=4096 B=2048", HALF, H=_above(4096), B=_above(2048)),
+    MeasuredRow(
+        "forward + backward 375 against 426 at H=4096 B=512", HALF, H=_above(2048), B=_above(512), training=True
+    ),
+    MeasuredRow(
         "forward + backward 170 against 170 at H=1024 B=2048", HALF, H=_above(1024), B=_above(2048), training=True
     ),
 )
@@ -185,7 +164,7 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
         return Choice("cudnn" if served else "torch", f"the Triton kernels cannot run this call: {no_triton}", True)
     row = next((row for row in CUDNN_FASTER if row.covers(call)), None)
     if row is None:
-        without = "" if no_hopper is None else f", and the Hopper kernels cannot run this call: {no_hopper}"
+        without = "" if no_hopper is None else f"; the Hopper kernels do not serve it: {no_hopper}"
         return Choice("triton", f"the fused kernels; cuDNN was not measured faster near {sizes}{without}")
     if no_cudnn is not None:
         return Choice("triton", f"the fused kernels; cuDNN may be faster near {sizes}, but {no_cudnn}")
