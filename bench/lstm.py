@@ -6,10 +6,12 @@
     python bench/lstm.py --device cpu --shapes 512x16x32
 
 First the layer is held against float64 at every H and B, with the tests' tolerance and T = 5; one that fails is not
-timed. What is timed is a layer through its public module (see contestants.py): `forward_infer` keeps every h_t alone,
-`forward_cells` every c_t too, `forward_train` what the backward needs, `forward_backward` runs that as well. Times are
-the GPU's work alone (mode `queued`); for single steps the whole call too, in eager mode and as a CUDA graph. Rows are
-saved after every shape. Then `python bench/tables.py --write` renews README's table and the plot.
+timed. What is timed is a layer through its public module (see contestants.py) in bf16, and in fp16 too at the sizes
+with a bar, at B = 16 and at single steps; `fastlstm-auto` is the layer left to its own choice, where that is not our
+kernels. `forward_infer` keeps every h_t alone, `forward_cells` every c_t too, `forward_train` what the backward needs,
+`forward_backward` runs that as well. Times are the GPU's work alone (mode `queued`); for single steps, which are given
+a state, the whole call too, in eager mode and as a CUDA graph. Rows are saved after every shape. Then
+`python bench/tables.py --write` renews README's table and the plot.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from bench import rivals  # noqa: E402
-from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, gate, ours, torch_lstm  # noqa: E402
+from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, gate, not_ours, ours, torch_lstm  # noqa: E402
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.timing import Budget, Call, captured, peak_memory, time_queued, time_whole  # noqa: E402
 
@@ -85,13 +87,25 @@ def affordable(shapes: Sequence[Shape], limit: float) -> Iterator[Shape]:
             say(f"{shape}: left out, needs about {bytes_needed(shape) / 2**30:.1f} GiB of {limit / 2**30:.1f}")
 
 
+def our_dtypes(options: argparse.Namespace, shape: Shape) -> list[str]:
+    """Those asked for, else those that a shape is judged in."""
+    if options.dtypes:
+        return list(options.dtypes)
+    if options.device == "cpu":
+        return ["fp32"]
+    return ["bf16", "fp16"] if has_bar(shape) or shape.B == 16 or shape.T == 1 else ["bf16"]
+
+
 def entrants(options: argparse.Namespace, shape: Shape) -> list[Contestant]:
-    """Our layer, with each kind of input, and nn.LSTM, in every dtype asked for."""
-    data = {dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in {*options.dtypes, *options.baselines}}
+    """Our layer, with each kind of input, what it runs by itself, and nn.LSTM, in every dtype asked for."""
+    dtypes = our_dtypes(options, shape)
+    data = {dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in {*dtypes, *options.baselines}}
     layers = [
         ours(shape, dtype, options.device, data[dtype], backend=options.backend, ids=kind == "ids")
-        for dtype, kind in itertools.product(options.dtypes, options.inputs)
+        for dtype, kind in itertools.product(dtypes, options.inputs)
     ]
+    if options.device == "cuda" and "dense" in options.inputs:
+        layers += [not_ours(shape, dtype, data[dtype]) for dtype in dtypes]
     return layers + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
 
 
@@ -149,11 +163,14 @@ def warm(job: tuple[Shape, str, str, str, tuple[str, ...]]) -> str:
 
 def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
     """Compile in several processes at once, since Triton takes seconds for a kernel; stops after --warm-seconds."""
-    sizes = dict.fromkeys((shape.H, shape.B) for shape in shapes)
-    jobs = [
-        (Shape(H, B, 2), dtype, options.device, options.backend, tuple(options.inputs))
-        for (H, B), dtype in itertools.product(sizes, options.dtypes)
-    ]
+    jobs = list(
+        dict.fromkeys(
+            # One step has a kernel of its own, any other number another.
+            (shape._replace(T=min(shape.T, 2)), dtype, options.device, options.backend, tuple(options.inputs))
+            for shape in shapes
+            for dtype in our_dtypes(options, shape)
+        )
+    )
     begin, done = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(min(options.warm, len(jobs))) as pool:
         results = pool.imap(warm, jobs)
@@ -165,12 +182,12 @@ def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
             done += 1
             if problem:
                 say(f"compiling ahead: {problem}")
-    say(f"compiled ahead: {done} of {len(jobs)} sizes in {time.monotonic() - begin:.0f} s")
+    say(f"compiled ahead: {done} of {len(jobs)} sizes and dtypes in {time.monotonic() - begin:.0f} s")
 
 
 def wrong(options: argparse.Namespace, shape: Shape) -> str:
     """What is wrong with our layer at this H and B; nothing if it is right."""
-    for dtype, kind in itertools.product(options.dtypes, options.inputs):
+    for dtype, kind in itertools.product(our_dtypes(options, shape), options.inputs):
         try:
             gate(shape, dtype, options.device, backend=options.backend, ids=kind == "ids")
         except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
@@ -204,7 +221,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", type=int, metavar="T", help="of the shapes, these T only")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--inputs", nargs="+", choices=("dense", "ids"), default=("dense", "ids"), help="of our layer")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, help="of our layer; default: bf16, on a CPU fp32")
+    parser.add_argument(
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        help="of our layer; default: bf16, at some shapes fp16 too, on a CPU fp32",
+    )
     parser.add_argument("--backend", choices=("triton", "torch"), help="of our layer; default: triton, on a CPU torch")
     parser.add_argument("--rivals", action="store_true", help="TorchRL and FlashRNN too, by default at two shapes")
     parser.add_argument("--rival-seconds", type=float, default=120.0, help="how long a rival may take to build and run")
@@ -223,7 +245,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("there is no GPU here; --device cpu measures the layer on the CPU")
     if options.rivals and not on_gpu:
         parser.error("--rivals: they need a GPU")
-    options.dtypes = options.dtypes or (["bf16"] if on_gpu else ["fp32"])
     options.baselines = ["fp16", "bf16"] if on_gpu else ["fp32"]
     options.backend = options.backend or ("triton" if on_gpu else "torch")
     options.shapes = options.shapes or (list(rivals.SHAPES) if options.rivals else grid())
@@ -243,9 +264,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed: rivals.Failures = {}
     if options.rivals:
         failed = rivals.try_all(shapes, options.cases, options.rival_seconds, options.rival_logs)
-    verdicts: dict[tuple[int, int], str] = {}
+    verdicts: dict[tuple[int, int, tuple[str, ...]], str] = {}
     for shape in budget.fitting(shapes):
-        size = (shape.H, shape.B)
+        size = (shape.H, shape.B, tuple(our_dtypes(options, shape)))
         if size not in verdicts:
             verdicts[size] = wrong(options, shape)
         if verdicts[size]:

@@ -18,12 +18,18 @@ pytestmark = [
 ]
 SHAPES = (Shape(2048, 128, 128), Shape(1024, 128, 128), Shape(2048, 1, 1))
 Enter = Callable[[Shape, Data], Contestant]
+
+
+def layer(dtype: str, backend: str, *, ids: bool = False) -> tuple[str, Enter]:
+    return dtype, lambda shape, data: ours(shape, dtype, "cuda", data, backend=backend, ids=ids)
+
+
 CONTESTANTS: dict[str, tuple[str, Enter]] = {
-    "fastlstm-triton-bf16": ("bf16", lambda shape, data: ours(shape, "bf16", "cuda", data, backend="triton")),
-    "fastlstm-triton-bf16-ids": (
-        "bf16",
-        lambda shape, data: ours(shape, "bf16", "cuda", data, backend="triton", ids=True),
-    ),
+    "fastlstm-triton-bf16": layer("bf16", "triton"),
+    "fastlstm-triton-bf16-ids": layer("bf16", "triton", ids=True),
+    "fastlstm-triton-fp16": layer("fp16", "triton"),
+    "fastlstm-auto-bf16": layer("bf16", "auto"),
+    "fastlstm-auto-fp16": layer("fp16", "auto"),
     "nn.LSTM-fp16": ("fp16", lambda shape, data: torch_lstm(shape, "fp16", "cuda", data)),
     "nn.LSTM-bf16": ("bf16", lambda shape, data: torch_lstm(shape, "bf16", "cuda", data)),
 }

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import fastlstm
-from bench import lstm, records, rivals, tables, timing
+from bench import contestants, lstm, records, rivals, tables, timing
 from bench.contestants import CASES, Contestant, Data, Shape
 
 ROOT = Path(__file__).parents[1]
@@ -61,9 +61,34 @@ def test_shape_that_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> No
 def test_options() -> None:
     options = lstm.parse(["--device", "cpu", "--steps", "1", "--memory", "1"])
     assert {shape.T for shape in options.shapes} == {1}
-    assert (options.dtypes, options.baselines, options.backend, options.memory) == (["fp32"], ["fp32"], "torch", 2**30)
+    assert (options.baselines, options.backend, options.memory) == (["fp32"], "torch", 2**30)
+    assert lstm.our_dtypes(options, Shape(2048, 128, 128)) == ["fp32"]
+    options.device = "cuda"
+    judged = {(2048, 128, 128): ["bf16", "fp16"], (512, 16, 128): ["bf16", "fp16"], (512, 64, 1): ["bf16", "fp16"]}
+    for shape, dtypes in (judged | {(512, 64, 128): ["bf16"]}).items():
+        assert lstm.our_dtypes(options, Shape(*shape)) == dtypes
+    options.dtypes = ["fp16"]
+    assert lstm.our_dtypes(options, Shape(512, 64, 128)) == ["fp16"]
     with pytest.raises(SystemExit):
         lstm.parse(["--device", "cpu", "--rivals"])
+
+
+def test_the_layer_left_to_itself_is_timed_where_it_takes_another_kernel() -> None:
+    assert contestants.chosen(Shape(2048, 128, 128), "bf16", "forward_infer") == "triton"
+    assert contestants.chosen(Shape(512, 16, 128), "fp16", "forward_infer") == "cudnn"
+    assert contestants.chosen(Shape(512, 16, 128), "fp16", "forward_cells") == "triton"
+    assert contestants.chosen(Shape(2048, 2048, 128), "bf16", "forward_infer") == "triton"
+    assert contestants.chosen(Shape(2048, 2048, 128), "bf16", "forward_backward") == "cudnn"
+
+
+@pytest.mark.parametrize("T", [1, 3])
+def test_a_single_step_is_given_a_state(T: int) -> None:
+    data = Data.draw(Shape(16, 3, T), torch.float32, "cpu")
+    assert (data.state is not None) == (T == 1)
+    ours = contestants.ours(Shape(16, 3, T), "fp32", "cpu", data, backend="torch")
+    theirs = contestants.torch_lstm(Shape(16, 3, T), "fp32", "cpu", data)
+    for case, call in theirs.calls.items():
+        assert len(call()) == len(ours.calls[case]())
 
 
 def test_shapes_over_the_memory_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -345,7 +370,7 @@ def rows_for_tables() -> list[records.Row]:
         rows += [row("nn.LSTM", "bf16", bf16, **size)]
     rows += [row("fastlstm-triton", "bf16", 4.2, B=128, case="forward_cells")]
     rows += [row("fastlstm-triton", "bf16", 4.1, B=128, input="ids")]
-    rows += [row("fastlstm-triton", "fp16", 4.0, B=16)]
+    rows += [row("fastlstm-triton", "fp16", 4.0, B=16), row("fastlstm-auto", "fp16", 2.5, B=16)]
     rows += [row("fastlstm-triton", "bf16", 2048.0, B=128, metric="peak_memory", unit="MiB")]
     for mode, ours, theirs in (("eager", 30.0, 60.0), ("graph", 8.0, 16.0)):
         rows += [row("fastlstm-triton", "bf16", ours, B=1, T=1, mode=mode)]
@@ -360,6 +385,9 @@ def test_tables() -> None:
     text = tables.section(rows_for_tables())
     assert "| 1024 | 16 | 4.00 | 2.00 | 9.00 | **0.50×** | - | - | 9.98 | 9.96 | 30.0 | **0.998×** |" in text
     assert "| 1024 | 128 | 5.00 | 15.0 | 12.5 | 2.50× | 4.20 | 4.10 | 123 | 247 | 300 | 2.00× |" in text
+    # What the chooser takes, in the same dtype: fp16 goes to cuDNN at B = 16, and its own row counts, not ours.
+    assert "| 1024 | 16 | triton | 4.00 | 2.25× | cudnn | 2.50 | **0.80×** | triton | 9.98 | 3.01× |" in text
+    assert "takes our kernels in 4 of the cases measured; in the same dtype nn.LSTM is faster in none of these." in text
     assert "nn.LSTM is faster at T = 128 (in parentheses what" in text
     assert "H=1024 B=16 forward **0.50×** (bf16: triton, fp16: cudnn);" in text
     assert "| 1024 | 1 | 30.0 | - | 60.0 | 2.00× | 8.00 | - | 16.0 | 2.00× |" in text
@@ -438,11 +466,11 @@ def test_kept_results_are_what_the_code_reads() -> None:
     assert {len(line) for line in lines} == {len(lines[0])}
     rows = records.load(path)
     assert len({records.key_of(row) for row in rows}) == len(rows)
-    contestants = {"fastlstm-hopper", "fastlstm-triton", "fastlstm-torch", "nn.LSTM", *rivals.RIVALS}
+    ours = {"fastlstm-hopper", "fastlstm-triton", "fastlstm-torch", "fastlstm-auto"}
     for row in rows:
         assert row["suite"] == "lstm"
         assert row["case"] in {*CASES, "backward_recurrence"}
-        assert row["contestant"] in contestants
+        assert row["contestant"] in {*ours, "nn.LSTM", *rivals.RIVALS}
         assert (row["metric"], row["unit"]) in {("time_per_step", "us"), ("time", "ms"), ("peak_memory", "MiB")}
         assert row["note"] if not row["median"] else float(row["median"]) > 0
 
@@ -466,4 +494,4 @@ def test_benchmark_suite_is_collected() -> None:
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     found = re.findall(r"test_lstm_speed\.py::test_layer\[(.*)\]", result.stdout)
-    assert len(found) == 3 * len(CASES) * 4
+    assert len(found) == 3 * len(CASES) * 7
