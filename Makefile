@@ -2,6 +2,7 @@
 # make demo DATA=FILE|FOLDER    the same on real reviews
 # make test                     the tests that need neither a GPU nor minutes
 # make check                    ruff, mypy --strict, import-linter
+# make cubins                   compile the Hopper kernels that are shipped; needs nvcc
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +10,7 @@ INSTALLED := .venv/installed
 PROBES := $(BIN)/fastlstm-probes
 FASTLSTM := $(BIN)/fastlstm
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check cubins clean
 .DELETE_ON_ERROR:
 
 test: $(INSTALLED)
@@ -23,6 +24,9 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+cubins: $(INSTALLED)
+	$(BIN)/python -m fastlstm_kernels.hopper.binary
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

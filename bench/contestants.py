@@ -8,7 +8,7 @@ of many steps starts from zero; one of a single step is given a state, as it is 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,7 @@ from tolerance import assert_as_good_as
 
 INPUT_SIZE = 256
 GATE_STEPS = 5
+AUTO = "auto"
 CASES = ("forward_infer", "forward_cells", "forward_train", "forward_backward")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -72,7 +73,7 @@ class Contestant:
         return columns | {"version": self.version}
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype} {self.input}"
+        return f"{self.name} {self.version} {self.dtype} {self.input}"
 
 
 def without_gradients(call: Call) -> Call:
@@ -84,7 +85,7 @@ def without_gradients(call: Call) -> Call:
 
 
 def ours(shape: Shape, dtype: str, device: str, data: Data, *, backend: str, ids: bool = False) -> Contestant:
-    """``fastlstm.LSTM`` with a backend forced, or "auto" for what it runs by itself."""
+    """``fastlstm.LSTM`` with a backend forced, or with AUTO what it runs by itself."""
     lstm = fastlstm.LSTM(INPUT_SIZE, shape.H, device=device, dtype=DTYPES[dtype], backend=backend)
     x = data.ids if ids else data.dense
     wanted = [*lstm.parameters()] if ids else [x, *lstm.parameters()]
@@ -109,13 +110,6 @@ def chosen(shape: Shape, dtype: str, case: str) -> str:
         cells=case == "forward_cells",
         training=case in ("forward_train", "forward_backward"),
     ).backend
-
-
-def not_ours(shape: Shape, dtype: str, data: Data) -> Contestant:
-    """``fastlstm-auto``: what ``fastlstm.LSTM`` runs where it does not choose its own kernels; elsewhere no calls."""
-    one = ours(shape, dtype, "cuda", data, backend="auto")
-    calls = {case: call for case, call in one.calls.items() if chosen(shape, dtype, case) != "triton"}
-    return replace(one, calls=calls)
 
 
 def cudnn_version(device: str) -> str:

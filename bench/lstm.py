@@ -7,11 +7,11 @@
 
 First the layer is held against float64 at every H and B, with the tests' tolerance and T = 5; one that fails is not
 timed. What is timed is a layer through its public module (see contestants.py) in bf16, and in fp16 too at the sizes
-with a bar, at B = 16 and at single steps; `fastlstm-auto` is the layer left to its own choice, where that is not our
-kernels. `forward_infer` keeps every h_t alone, `forward_cells` every c_t too, `forward_train` what the backward needs,
-`forward_backward` runs that as well. Times are the GPU's work alone (mode `queued`); for single steps, which are given
-a state, the whole call too, in eager mode and as a CUDA graph. Rows are saved after every shape. Then
-`python bench/tables.py --write` renews README's table and the plot.
+with a bar, where cuDNN keeps fp16 weights on the chip, and at single steps; `fastlstm-auto` is the layer left to its
+own choice, where that is none of those timed anyway. `forward_infer` keeps every h_t alone, `forward_cells` every c_t
+too, `forward_train` what the backward needs, `forward_backward` runs that as well. Times are the GPU's work alone (mode
+`queued`); for single steps, which are given a state, the whole call too, in eager mode and as a CUDA graph. Rows are
+saved after every shape. Then `python bench/tables.py --write` renews README's table and the plot.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -30,15 +32,18 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from bench import rivals  # noqa: E402
-from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, gate, not_ours, ours, torch_lstm  # noqa: E402
+from bench.contestants import AUTO, CASES, DTYPES, Contestant, Data, Shape, chosen, gate, ours, torch_lstm  # noqa: E402
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.timing import Budget, Call, captured, peak_memory, time_queued, time_whole  # noqa: E402
+from fastlstm_kernels.hopper.plans import COMPILED_SIZES  # noqa: E402
+from fastlstm_kernels.launch import HOPPER  # noqa: E402
 
 HIDDEN_SIZES = (2048, 1024, 4096, 512, 256)
 BATCH_SIZES = (128, 512, 16, 1, 64, 2048)
 STEPS = (128, 1, 512)
 BARS = ((2048, 128), (1024, 128), (2048, 512), (4096, 128))
 SMALL = (1, 16)
+CUDNN_PERSISTENT = (32, 1024)  # B and H
 BAR_SHARE = 4  # how many times longer a size with a bar is timed
 # Bytes for each of T x B x H of the hungriest case: input product and its gradient, gates, their gradient, cells, h.
 BYTES_EACH = 40
@@ -87,26 +92,46 @@ def affordable(shapes: Sequence[Shape], limit: float) -> Iterator[Shape]:
             say(f"{shape}: left out, needs about {bytes_needed(shape) / 2**30:.1f} GiB of {limit / 2**30:.1f}")
 
 
-def our_dtypes(options: argparse.Namespace, shape: Shape) -> list[str]:
-    """Those asked for, else those that a shape is judged in."""
-    if options.dtypes:
-        return list(options.dtypes)
-    if options.device == "cpu":
-        return ["fp32"]
-    return ["bf16", "fp16"] if has_bar(shape) or shape.B == 16 or shape.T == 1 else ["bf16"]
+class Layer(NamedTuple):
+    """A way to run our layer: dtype, kind of input, and kernel."""
+
+    dtype: str
+    kind: str
+    backend: str
 
 
-def entrants(options: argparse.Namespace, shape: Shape) -> list[Contestant]:
-    """Our layer, with each kind of input, what it runs by itself, and nn.LSTM, in every dtype asked for."""
-    dtypes = our_dtypes(options, shape)
-    data = {dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in {*dtypes, *options.baselines}}
-    layers = [
-        ours(shape, dtype, options.device, data[dtype], backend=options.backend, ids=kind == "ids")
-        for dtype, kind in itertools.product(dtypes, options.inputs)
+def layers(options: argparse.Namespace, shape: Shape) -> list[Layer]:
+    """What of ours is checked and timed at a size."""
+    persistent = CUDNN_PERSISTENT[0] >= shape.B and CUDNN_PERSISTENT[1] >= shape.H
+    dtypes = options.dtypes or (["bf16", "fp16"] if persistent or has_bar(shape) or shape.T == 1 else ["bf16"])
+    every = itertools.starmap(Layer, itertools.product(dtypes, options.inputs, options.backends))
+    return [one for one in every if one.backend != "hopper" or (one.dtype == "bf16" and shape.H in COMPILED_SIZES)]
+
+
+def by_kernel(auto: Contestant, shape: Shape, timed: Collection[str]) -> Iterator[Contestant]:
+    """The layer left to its own choice, for each kernel that it chooses in some case, unless that is timed anyway."""
+    kernel_of = {case: chosen(shape, auto.dtype, case) for case in auto.calls}
+    for kernel in sorted({*kernel_of.values()} - {*timed}):
+        calls = {case: call for case, call in auto.calls.items() if kernel_of[case] == kernel}
+        yield replace(auto, version=f"{auto.version} {kernel}", calls=calls)
+
+
+def entrants(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer]) -> list[Contestant]:
+    """Our layer, in these ways and where it chooses none of them by itself, and nn.LSTM."""
+    dtypes = dict.fromkeys(way.dtype for way in ways)
+    data = {
+        dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in dict.fromkeys([*dtypes, *options.baselines])
+    }
+    contestants = [
+        ours(shape, way.dtype, options.device, data[way.dtype], backend=way.backend, ids=way.kind == "ids")
+        for way in ways
     ]
     if options.device == "cuda" and "dense" in options.inputs:
-        layers += [not_ours(shape, dtype, data[dtype]) for dtype in dtypes]
-    return layers + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
+        for dtype in dtypes:
+            timed = {way.backend for way in ways if way[:2] == (dtype, "dense")}
+            auto = ours(shape, dtype, options.device, data[dtype], backend=AUTO)
+            contestants += by_kernel(auto, shape, timed)
+    return contestants + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
 
 
 def measure(shape: Shape, contestants: Sequence[Contestant], options: argparse.Namespace) -> list[Row]:
@@ -148,13 +173,14 @@ def graphs(calls: Mapping[str, Call], shape: Shape) -> dict[str, Call]:
     return replays
 
 
-def warm(job: tuple[Shape, str, str, str, tuple[str, ...]]) -> str:
+def warm(job: tuple[Shape, str, list[Layer]]) -> str:
     """Compile the kernels of a shape into Triton's cache; what went wrong, or nothing."""
-    shape, dtype, device, backend, inputs = job
-    data = Data.draw(shape, DTYPES[dtype], device)
+    shape, device, ways = job
     try:
-        for kind in inputs:
-            for call in ours(shape, dtype, device, data, backend=backend, ids=kind == "ids").calls.values():
+        for way in ways:
+            data = Data.draw(shape, DTYPES[way.dtype], device)
+            contestant = ours(shape, way.dtype, device, data, backend=way.backend, ids=way.kind == "ids")
+            for call in contestant.calls.values():
                 call()
     except Exception as error:  # it will fail again, and count, when it is checked
         return f"{shape}: {rivals.first_line(error)}"
@@ -163,14 +189,11 @@ def warm(job: tuple[Shape, str, str, str, tuple[str, ...]]) -> str:
 
 def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
     """Compile in several processes at once, since Triton takes seconds for a kernel; stops after --warm-seconds."""
-    jobs = list(
-        dict.fromkeys(
-            # One step has a kernel of its own, any other number another.
-            (shape._replace(T=min(shape.T, 2)), dtype, options.device, options.backend, tuple(options.inputs))
-            for shape in shapes
-            for dtype in our_dtypes(options, shape)
-        )
+    # One step has a kernel of its own, any other number another.
+    sizes = dict.fromkeys(
+        (shape._replace(T=min(shape.T, 2)), way) for shape in shapes for way in layers(options, shape)
     )
+    jobs = [(shape, options.device, [way]) for shape, way in sizes]
     begin, done = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(min(options.warm, len(jobs))) as pool:
         results = pool.imap(warm, jobs)
@@ -182,23 +205,22 @@ def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
             done += 1
             if problem:
                 say(f"compiling ahead: {problem}")
-    say(f"compiled ahead: {done} of {len(jobs)} sizes and dtypes in {time.monotonic() - begin:.0f} s")
+    say(f"compiled ahead: {done} of {len(jobs)} kernels in {time.monotonic() - begin:.0f} s")
 
 
-def wrong(options: argparse.Namespace, shape: Shape) -> str:
-    """What is wrong with our layer at this H and B; nothing if it is right."""
-    for dtype, kind in itertools.product(our_dtypes(options, shape), options.inputs):
-        try:
-            gate(shape, dtype, options.device, backend=options.backend, ids=kind == "ids")
-        except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
-            return f"{kind} input, {rivals.first_line(error)}"
+def wrong(options: argparse.Namespace, shape: Shape, way: Layer) -> str:
+    """What is wrong with our layer, run in this way, at this H and B; nothing if it is right."""
+    try:
+        gate(shape, way.dtype, options.device, backend=way.backend, ids=way.kind == "ids")
+    except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
+        return f"{' '.join(way)}: {rivals.first_line(error)}"
     return ""
 
 
-def run(options: argparse.Namespace, shape: Shape, failed: rivals.Failures) -> list[Row]:
+def run(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer], failed: rivals.Failures) -> list[Row]:
     """Rows of one shape, the rivals' too; running out of memory is said and gives none."""
     try:
-        contestants = entrants(options, shape)
+        contestants = entrants(options, shape, ways)
         if options.rivals:
             data = Data.draw(shape, torch.bfloat16, options.device)
             contestants += rivals.usable(shape, options.device, data, options.cases, failed, options.rival_seconds)
@@ -225,9 +247,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--dtypes",
         nargs="+",
         choices=DTYPES,
-        help="of our layer; default: bf16, at some shapes fp16 too, on a CPU fp32",
+        help="of our layer; default: as above, on a CPU fp32",
     )
-    parser.add_argument("--backend", choices=("triton", "torch"), help="of our layer; default: triton, on a CPU torch")
+    parser.add_argument(
+        "--backends",
+        nargs="+",
+        choices=("hopper", "triton", "torch"),
+        help="of our layer; default: triton, and hopper where there is one, on a CPU torch",
+    )
     parser.add_argument("--rivals", action="store_true", help="TorchRL and FlashRNN too, by default at two shapes")
     parser.add_argument("--rival-seconds", type=float, default=120.0, help="how long a rival may take to build and run")
     parser.add_argument("--rival-logs", type=Path, default=ROOT / "out" / "rivals", help="what their builds say")
@@ -245,8 +272,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("there is no GPU here; --device cpu measures the layer on the CPU")
     if options.rivals and not on_gpu:
         parser.error("--rivals: they need a GPU")
+    if not on_gpu:
+        options.dtypes = options.dtypes or ["fp32"]
     options.baselines = ["fp16", "bf16"] if on_gpu else ["fp32"]
-    options.backend = options.backend or ("triton" if on_gpu else "torch")
+    has_hopper = on_gpu and torch.cuda.get_device_capability() == HOPPER
+    options.backends = options.backends or (["hopper", "triton"] if has_hopper else ["triton" if on_gpu else "torch"])
     options.shapes = options.shapes or (list(rivals.SHAPES) if options.rivals else grid())
     if options.steps:
         options.shapes = [shape for shape in options.shapes if shape.T in options.steps]
@@ -264,15 +294,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed: rivals.Failures = {}
     if options.rivals:
         failed = rivals.try_all(shapes, options.cases, options.rival_seconds, options.rival_logs)
-    verdicts: dict[tuple[int, int, tuple[str, ...]], str] = {}
+    verdicts: dict[tuple[int, int, Layer], str] = {}
     for shape in budget.fitting(shapes):
-        size = (shape.H, shape.B, tuple(our_dtypes(options, shape)))
-        if size not in verdicts:
-            verdicts[size] = wrong(options, shape)
-        if verdicts[size]:
-            say(f"{shape}: NOT TIMED, {verdicts[size]}")
+        ways = layers(options, shape)
+        for way in ways:
+            key = (shape.H, shape.B, way)
+            if key not in verdicts:
+                verdicts[key] = wrong(options, shape, way)
+                if verdicts[key]:
+                    say(f"{shape}: NOT TIMED, {verdicts[key]}")
+        ways = [way for way in ways if not verdicts[shape.H, shape.B, way]]
+        if not ways:
             continue
-        rows = run(options, shape, failed)
+        rows = run(options, shape, ways, failed)
         save(options.out, (row | about for row in rows))
         report(rows)
     for (name, shape, case), reason in failed.items():

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, ours, torch_lstm
+from bench.contestants import AUTO, CASES, DTYPES, Contestant, Data, Shape, ours, torch_lstm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -28,8 +28,9 @@ CONTESTANTS: dict[str, tuple[str, Enter]] = {
     "fastlstm-triton-bf16": layer("bf16", "triton"),
     "fastlstm-triton-bf16-ids": layer("bf16", "triton", ids=True),
     "fastlstm-triton-fp16": layer("fp16", "triton"),
-    "fastlstm-auto-bf16": layer("bf16", "auto"),
-    "fastlstm-auto-fp16": layer("fp16", "auto"),
+    "fastlstm-hopper-bf16": layer("bf16", "hopper"),
+    "fastlstm-auto-bf16": layer("bf16", AUTO),
+    "fastlstm-auto-fp16": layer("fp16", AUTO),
     "nn.LSTM-fp16": ("fp16", lambda shape, data: torch_lstm(shape, "fp16", "cuda", data)),
     "nn.LSTM-bf16": ("bf16", lambda shape, data: torch_lstm(shape, "bf16", "cuda", data)),
 }

@@ -1,5 +1,7 @@
 """Which kernel runs an LSTM call, and why: the one chooser.
 
+- ``hopper``: the kernels of ``fastlstm_kernels.hopper``, which keep the recurrent weights on the chip for all steps;
+  float16 and bfloat16, H in multiples of 256 up to 2048, on an H100.
 - ``triton``: the fused kernels of ``fastlstm_kernels``; every feature, on NVIDIA GPUs (or in Triton's interpreter).
 - ``cudnn``: the kernel behind torch.nn.LSTM on a GPU; dense inputs, and neither c_t nor resets. It keeps c in the
   dtype of the weights while it runs.
@@ -20,8 +22,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-Backend = Literal["auto", "triton", "cudnn", "torch"]
-FORCED = ("triton", "cudnn", "torch")
+from fastlstm_kernels.hopper.plans import size_refusal
+from fastlstm_kernels.launch import HOPPER
+
+Backend = Literal["auto", "hopper", "triton", "cudnn", "torch"]
+FORCED = ("hopper", "triton", "cudnn", "torch")
 VARIABLE = "FASTLSTM_BACKEND"
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 OLDEST_CAPABILITY = (8, 0)  # Triton's own
@@ -69,12 +74,10 @@ HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class CudnnRow:
-    """Sizes at which cuDNN was measured faster than the Triton kernels; bounds are inclusive.
+class MeasuredRow:
+    """Sizes at which a kernel was measured faster than the next one in turn; bounds are inclusive.
 
-    ``training``: only with gradients (True), only without (False), or both (None). ``persistent``: only where torch
-    lets cuDNN keep the weights on the chip (aten/src/ATen/native/cudnn/RNN.cpp): one layer, one direction, H and the
-    input size multiples of 128, B of 8.
+    ``training``: only with gradients (True), only without (False), or both (None).
     """
 
     evidence: str
@@ -83,40 +86,39 @@ class CudnnRow:
     B: tuple[float, float] = ANY
     T: tuple[float, float] = ANY
     training: bool | None = None
-    persistent: bool = False
 
     def covers(self, call: Call) -> bool:
         if call.dtype not in self.dtypes or self.training not in (None, call.training):
             return False
         sizes = ((self.H, call.hidden_size), (self.B, call.batch_size), (self.T, call.steps))
-        if not all(low <= size <= high for (low, high), size in sizes):
-            return False
-        if not self.persistent:
-            return True
-        single = call.num_layers == 1 and not call.bidirectional
-        return single and call.hidden_size % 128 == call.input_size % 128 == call.batch_size % 8 == 0
+        return all(low <= size <= high for (low, high), size in sizes)
 
 
 def _above(low: int) -> tuple[float, float]:
     return low, float("inf")
 
 
-# NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128, of the whole call at T = 1;
-# bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
+# The Hopper kernels against the Triton kernels: NVIDIA H100, kernels alone, T = 128, microseconds a step;
+# fastlstm_kernels/hopper/NOTES.md.
+HOPPER_FASTER = (
+    MeasuredRow("7.5 against 13.1 at H=2048 B=128, 4.2 against 7.1 at B=16", HALF, H=(1536, 2048), T=_above(2)),
+    MeasuredRow("3.9 against 5.7 at H=1024 B=128", HALF, H=(1024, 1280), B=(33, 128), T=_above(2)),
+)
+# cuDNN against the Triton kernels: NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at
+# T = 128, of the whole call at T = 1; bench/results/lstm.csv. One row for each reason, so that a new measurement takes
+# its row away.
 CUDNN_FASTER = (
-    CudnnRow("eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False),
-    CudnnRow("eager 433 against 508 at H=256 B=1, 426 against 519 at H=2048 B=128", HALF[1:], T=(1, 1), training=False),
-    # B = 8 and 32 are estimates: cuDNN's time grows with B (6.5 at H=512 B=64), ours hardly.
-    CudnnRow(
-        "1.40 against 3.42 at H=256 B=16, 2.02 against 3.69 at H=1024",
-        HALF[:1],
-        H=(128, 1024),
-        B=(8, 32),
-        persistent=True,
+    MeasuredRow(
+        "eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False
     ),
-    CudnnRow("543 against 567 at H=4096 B=2048", HALF, H=_above(4096), B=_above(2048)),
-    CudnnRow("forward + backward 375 against 426 at H=4096 B=512", HALF, H=_above(2048), B=_above(512), training=True),
-    CudnnRow(
+    MeasuredRow(
+        "eager 433 against 508 at H=256 B=1, 426 against 519 at H=2048 B=128", HALF[1:], T=(1, 1), training=False
+    ),
+    MeasuredRow("543 against 567 at H=4096 B=2048", HALF, H=_above(4096), B=_above(2048)),
+    MeasuredRow(
+        "forward + backward 375 against 426 at H=4096 B=512", HALF, H=_above(2048), B=_above(512), training=True
+    ),
+    MeasuredRow(
         "forward + backward 170 against 170 at H=1024 B=2048", HALF, H=_above(1024), B=_above(2048), training=True
     ),
 )
@@ -143,21 +145,27 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
         forced, source = variable or "auto", VARIABLE
     if forced != "auto":
         if forced not in FORCED:
-            raise ValueError(f"{source}: expected 'auto', 'triton', 'cudnn' or 'torch', got {forced!r}")
-        refusal = {"triton": triton_refusal, "cudnn": cudnn_refusal}.get(forced, lambda _: None)(call)
+            raise ValueError(f"{source}: expected 'auto', 'hopper', 'triton', 'cudnn' or 'torch', got {forced!r}")
+        refusals = {"hopper": hopper_refusal, "triton": triton_refusal, "cudnn": cudnn_refusal}
+        refusal = refusals.get(forced, lambda _: None)(call)
         if refusal is not None:
             raise ValueError(f"{source}={forced!r} cannot run this call: {refusal}")
         return Choice(forced, f"forced by {source}")
     if call.device != "cuda":
         return Choice("torch", f"plain PyTorch on {call.device}; the Triton kernels need an NVIDIA GPU")
+    sizes = f"H={call.hidden_size} B={call.batch_size} {call.dtype}"
+    resident = next((row for row in HOPPER_FASTER if row.covers(call)), None)
+    no_hopper = None if resident is None else hopper_refusal(call)
+    if resident is not None and no_hopper is None:
+        return Choice("hopper", f"the kernels with resident weights, measured faster near {sizes}: {resident.evidence}")
     no_triton, no_cudnn = triton_refusal(call), cudnn_refusal(call)
     if no_triton is not None:
         served = no_cudnn is None and call.dtype in TRITON_DTYPES
         return Choice("cudnn" if served else "torch", f"the Triton kernels cannot run this call: {no_triton}", True)
-    sizes = f"H={call.hidden_size} B={call.batch_size} {call.dtype}"
     row = next((row for row in CUDNN_FASTER if row.covers(call)), None)
     if row is None:
-        return Choice("triton", f"the fused kernels; cuDNN was not measured faster near {sizes}")
+        without = "" if no_hopper is None else f"; the Hopper kernels do not serve it: {no_hopper}"
+        return Choice("triton", f"the fused kernels; cuDNN was not measured faster near {sizes}{without}")
     if no_cudnn is not None:
         return Choice("triton", f"the fused kernels; cuDNN may be faster near {sizes}, but {no_cudnn}")
     return Choice("cudnn", f"measured no slower than the fused kernels near {sizes}: {row.evidence}")
@@ -166,6 +174,32 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
 def interpreted() -> bool:
     """Whether Triton's interpreter stands in for a GPU."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def hopper_refusal(call: Call) -> str | None:
+    """Why the Hopper kernels cannot run ``call``; None if they can."""
+    if call.device != "cuda":
+        return f"they need an NVIDIA GPU, and the tensors are on {call.device}"
+    if call.dtype not in HALF:
+        return f"they have no {call.dtype}"
+    if call.recompute and (no_triton := triton_refusal(call)) is not None:
+        return f"the Triton kernels compute the gates again for them, and {no_triton}"
+    if (size := size_refusal(call.hidden_size)) is not None:
+        return size
+    if call.capability is None:
+        return None  # ``explain`` with sizes alone: there is no device to ask
+    if call.capability != HOPPER:
+        return f"they are for compute capability {HOPPER}, and this GPU has {call.capability}"
+    refusal: str | None = _hopper_device_refusal()
+    return refusal
+
+
+# torch.compile calls it while it traces, and not again.
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _hopper_device_refusal() -> str | None:
+    from fastlstm_kernels.hopper.launch import device_refusal
+
+    return device_refusal(torch.cuda.current_device())
 
 
 def triton_refusal(call: Call) -> str | None:

@@ -61,7 +61,7 @@ def lstm(
     - ``cells_dtype``, ``cell_units``: with ``return_cells`` and without a gradient, c_t in this floating-point dtype
       and at these units (U,) alone, different integers below directions * H, in their order.
     - ``recompute``: the backward computes the gates again, (T, B, 4H), which else the forward keeps for it.
-    - ``backend``: "auto", "triton", "cudnn" or "torch", see ``fastlstm.explain``.
+    - ``backend``: "auto", "hopper", "triton", "cudnn" or "torch", see ``fastlstm.explain``.
 
     Under torch.autocast, input and weights are cast once, to its dtype. Returns the last layer's h_t (T, B,
     directions * H), ``(h_n, c_n)``, and with ``return_cells`` its c_t, both in the layout of the input. c_n and c_t are
@@ -177,10 +177,6 @@ def describe(
     if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     compiling = torch.compiler.is_compiling()
-    capability = None
-    if device.type == "cuda":
-        # The one that remembers is nothing for torch.compile, which knows the other.
-        capability = torch.cuda.get_device_capability(device) if compiling else capability_of(device)
     return Call(
         hidden_size=weights[1].shape[1],
         batch_size=batch_size,
@@ -197,7 +193,7 @@ def describe(
         recompute=recompute,
         compiling=compiling,
         training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
-        capability=capability,
+        capability=capability_of(device) if device.type == "cuda" else None,
     )
 
 

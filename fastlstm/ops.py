@@ -27,8 +27,8 @@ class Inputs(NamedTuple):
 
     - ``values`` (T, B, 4H): the input product of all steps with both biases;
     - with ``ids`` (T, B) uint8, ``values`` (V, 4H): a table of the input product of each id;
-    - with ``weight_ih`` (4H, I), and both biases (4H,) or neither, ``values`` (T, B, I): x itself, which the kernel
-      multiplies step by step ("triton" only).
+    - with ``weight_ih`` (4H, I), and both biases (4H,) or neither, ``values`` (T, B, I): x itself, which "triton"
+      multiplies step by step, and "hopper" with the gates in its own order; others do not take it.
     """
 
     values: Tensor
@@ -51,8 +51,11 @@ def layer_inputs(
 
     ``fused`` forces x itself, or its product, on dense inputs of "triton" (None: the launch table decides).
     """
+    if x.dim() == 3 and backend == "hopper":
+        return Inputs(x, None, weight_ih, bias_ih, bias_hh)
     if x.dim() == 3 and backend == "triton":
-        fused = fuses_inputs(x.shape[2], weight_ih.shape[0] // 4, x.shape[1]) if fused is None else fused
+        T, B, I = x.shape
+        fused = fuses_inputs(I, T, weight_ih.shape[0] // 4, B, x.dtype, x.device) if fused is None else fused
         if fused:
             return Inputs(x, None, weight_ih, bias_ih, bias_hh)
     bias = None if bias_ih is None or bias_hh is None else bias_ih + bias_hh
@@ -96,6 +99,22 @@ def _run_forward(
 
             return _Forward(
                 *lstm_forward(
+                    *(inputs, weight_hh, h0, c0),
+                    ids=ids,
+                    weight_ih=weight_ih,
+                    bias_ih=bias_ih,
+                    bias_hh=bias_hh,
+                    resets=resets,
+                    save_gates=save_gates,
+                    cells_dtype=cells_dtype,
+                    units=units,
+                )
+            )
+        if backend == "hopper":
+            from fastlstm_kernels.hopper import layer
+
+            return _Forward(
+                *layer.lstm_forward(
                     *(inputs, weight_hh, h0, c0),
                     ids=ids,
                     weight_ih=weight_ih,
@@ -174,7 +193,7 @@ def _(
     cells = c_n.new_empty(0)
     if cells_dtype is not None:
         cells = c_n.new_empty((T, B, H if units is None else units.shape[0]), dtype=cells_dtype)
-    gates_dtype = weight_hh.dtype if backend == "triton" and save_gates else c_n.dtype
+    gates_dtype = weight_hh.dtype if backend in ("hopper", "triton") and save_gates else c_n.dtype
     gates = c_n.new_empty((T, B, 4 * H) if save_gates else (0,), dtype=gates_dtype)
     return weight_hh.new_empty(T, B, H), c_n, cells, gates
 
@@ -206,10 +225,12 @@ def _lstm_backward(
     are also needed with ``weight_ih``, whose gradient is made here; that of x is empty unless ``inputs_wanted``.
     ``table_rows`` is V when ``ids`` is given.
     """
+    if backend == "hopper":
+        from fastlstm_kernels.hopper import layer
     with settled(weight_hh):
         if gates is None:
             assert inputs is not None
-            if backend == "triton":
+            if backend in ("hopper", "triton"):
                 from fastlstm_kernels.recompute import recompute_gates
 
                 gates = recompute_gates(
@@ -220,6 +241,8 @@ def _lstm_backward(
                     bias_hh=bias_hh,
                     resets=resets,
                 )
+                if backend == "hopper":
+                    gates = gates.view(*gates.shape[:2], 4, -1).transpose(2, 3).flatten(2)
             else:
                 gates = eager.recompute_gates(inputs, weight_hh, h0, h, ids=ids, resets=resets)
         upstream = (dh, dc, gates, cells, c0, weight_hh)
@@ -227,6 +250,9 @@ def _lstm_backward(
             from fastlstm_kernels.backward import lstm_backward
 
             d_gates, dh0, dc0 = lstm_backward(*upstream, dc_n=dc_n, resets=resets)
+        elif backend == "hopper":
+            d_gates, dh0, dc0 = layer.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
+            weight_ih = None if weight_ih is None else layer.by_unit(weight_ih)
         else:
             d_gates, dh0, dc0 = eager.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         h, h0 = h.to(d_gates.dtype), h0.to(d_gates.dtype)
@@ -243,6 +269,13 @@ def _lstm_backward(
             d_weight_ih = rows.t() @ inputs.flatten(0, 1)
             if bias_ih is not None:
                 d_bias = rows.sum(0)
+        if backend == "hopper":
+            # Its gates are ordered by unit.
+            d_weight_hh = layer.stacked(d_weight_hh)
+            d_weight_ih, d_bias = (
+                tensor if not tensor.numel() else layer.stacked(tensor) for tensor in (d_weight_ih, d_bias)
+            )
+            d_inputs = layer.stacked(d_inputs.t()).t().contiguous() if ids is not None else d_inputs
     # Contiguous whatever the strides of the arguments, as the fake says.
     d_parameters = [tensor.to(weight_hh.dtype) for tensor in (d_inputs, d_weight_hh, d_weight_ih, d_bias)]
     d_inputs, d_weight_hh, d_weight_ih, d_bias = d_parameters

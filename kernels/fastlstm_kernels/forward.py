@@ -18,14 +18,15 @@ from torch import Tensor
 from fastlstm_kernels.activations import sigmoid_or_tanh, tanh
 from fastlstm_kernels.grid import COUNTER_STRIDE, arrive, wait, zero_counters
 from fastlstm_kernels.launch import (
+    SmallTile,
     Tile,
-    capability_of,
     dot_precision,
-    forward_tile,
     input_block,
     resident_programs,
+    tile_of_call,
 )
 from fastlstm_kernels.shapes import check_shapes
+from fastlstm_kernels.small_batch import run_small_batch
 
 
 @triton.jit
@@ -344,7 +345,7 @@ def lstm_forward(
     save_gates: bool = False,
     cells_dtype: torch.dtype | None = None,
     units: Tensor | None = None,
-    tile: Tile | None = None,
+    tile: Tile | SmallTile | None = None,
     persistent: bool | None = None,
 ) -> TritonForward:
     """Run one layer over T steps; arguments as in ``reference.lstm_forward``, in float32, float16 or bfloat16.
@@ -354,14 +355,16 @@ def lstm_forward(
 
     ``save_gates`` keeps the activated gates (T, B, 4H) in the weights' dtype, which the backward needs.
     ``cells_dtype`` asks for every c_t, (T, B, H) in that dtype (the backward wants float32), or (T, B, U) of the
-    chosen ``units`` (U,), each at most once. ``tile`` overrides the launch table. ``persistent``: all steps in one
-    launch (None: on a GPU yes, in the interpreter no). Raises what ``check_shapes`` raises.
+    chosen ``units`` (U,), each at most once. ``tile`` overrides the launch tables; a ``SmallTile`` means the kernel of
+    ``small_batch``, whose programs must all run at the same time, in float16 or bfloat16 with H in multiples of 8.
+    ``persistent``: all steps in one launch (None: on a GPU yes, in the interpreter no). Raises what ``check_shapes``
+    raises.
     """
     T, B, H = check_shapes(inputs, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)
     dtype, device = weight_hh.dtype, weight_hh.device
     if dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise TypeError(f"weight_hh: expected float32, float16 or bfloat16, got {dtype}")
-    tile = tile or forward_tile(H, B, dtype, capability_of(device))
+    tile = tile or tile_of_call(T, H, B, dtype, device, fused=weight_ih is not None)
     persistent = T > 1 and (weight_hh.is_cuda if persistent is None else persistent)
 
     h = torch.empty(T, B, H, dtype=dtype, device=device)
@@ -373,6 +376,26 @@ def lstm_forward(
         columns = torch.full((H,), -1, dtype=torch.int32, device=device)
         columns[units.long()] = torch.arange(U, dtype=torch.int32, device=device)
     cells = None if cells_dtype is None else torch.empty(T, B, U, dtype=cells_dtype, device=device)
+
+    if isinstance(tile, SmallTile):
+        if weight_ih is not None:
+            raise ValueError("weight_ih: expected None for a small-batch tile, which reads the input product")
+        state = state.zero_() if c0 is None else state.copy_(c0)
+        run_small_batch(
+            inputs.contiguous(),
+            weight_hh.contiguous(),
+            h.new_zeros(B, H) if h0 is None else h0.contiguous(),
+            state,
+            h,
+            ids=None if ids is None else ids.contiguous(),
+            resets=None if resets is None else resets.contiguous(),
+            gates=gates,
+            cells=cells,
+            columns=columns,
+            tile=tile,
+            persistent=persistent,
+        )
+        return TritonForward(h, state, cells, gates)
 
     batch_tiles = -(-B // tile.block_b)
     programs, launches = batch_tiles * -(-H // tile.block_h), [(t, t + 1) for t in range(T)]

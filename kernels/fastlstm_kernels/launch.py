@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 import torch
+
+AnyTile = TypeVar("AnyTile", "Tile", "SmallTile")
 
 
 @dataclass(frozen=True)
@@ -33,12 +36,26 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Row:
+class SmallTile:
+    """One program's share of the small-batch kernel: ``block_b`` sequences by ``block_h`` units.
+
+    ``warps`` of 32 threads share the sum over h; ``peek``: look whether the first part of h_{t-1} is there before
+    asking for the rest.
+    """
+
+    block_b: int
+    block_h: int
+    warps: int
+    peek: bool = False
+
+
+@dataclass(frozen=True)
+class Row(Generic[AnyTile]):
     """``tile`` for up to B sequences and up to H units; the first row that covers a size is taken."""
 
     B: float
     H: float
-    tile: Tile
+    tile: AnyTile
 
 
 ANY = float("inf")
@@ -58,6 +75,15 @@ FORWARD = (
     Row(ANY, 512, Tile(128, 32, 64, 4, 8)),  # 512x2048: 18.2; 128x64x64 19.0
     # 2048x512: 34.2; 256x32x64 41.6. 2048x2048: 142; 256x32x64 167. Four input stages spill more.
     Row(ANY, ANY, Tile(128, 64, 64, 4, 8, input_stages=3)),
+)
+
+# NVIDIA H100, kernel alone, T = 128: of up to eleven tiles at each of H = 256, 512, 1024 and B = 1, 16, 32. Weights of
+# 1024 units are all that registers hold.
+SMALL_BATCH = (
+    Row(64, 256, SmallTile(8, 16, 4)),  # 256x1: 0.87; x16: 0.88, 16x8 1.16; x32: 0.89; x64: 0.97, 16x8 1.34
+    Row(32, 512, SmallTile(8, 16, 4)),  # 512x1: 1.10, 8x8 1.34; x16: 1.22, 16x16 w8 1.47; x32: 1.25
+    Row(16, 1024, SmallTile(8, 16, 8)),  # 1024x1: 1.50; x8: 2.03, 1.82 with peek; x16: 1.66, 16x16 2.06, 1.77 with peek
+    Row(32, 1024, SmallTile(16, 16, 8, peek=True)),  # 1024x32: 2.46, at T = 512 2.36; without peek 2.44, 2.60
 )
 
 # Without `split`, which fills the multiprocessors.
@@ -82,6 +108,7 @@ HOPPER = (9, 0)
 PROGRAMS = 128
 LEAST_K = 16  # of a product on tensor cores
 MOST_SPLIT = 16
+SMALL_MULTIPLE = 8  # of H, for the small-batch kernel: elements in a load of 16 bytes
 
 
 def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
@@ -93,12 +120,41 @@ def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int]
     return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)
 
 
-def fuses_inputs(I: int, H: int, B: int) -> bool:
+def small_batch_tile(
+    H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER, resident: int = PROGRAMS
+) -> SmallTile | None:
+    """The small-batch kernel's tile, or None where it does not serve: its programs must run at the same time."""
+    if dtype == torch.float32 or capability < HOPPER or H % SMALL_MULTIPLE:
+        return None
+    tile = next((row.tile for row in SMALL_BATCH if B <= row.B and H <= row.H), None)
+    return None if tile is None or small_batch_programs(H, B, tile) > resident else tile
+
+
+def small_batch_programs(H: int, B: int, tile: SmallTile) -> int:
+    """Programs of one launch of the small-batch kernel."""
+    return -(-B // tile.block_b) * -(-H // tile.block_h)
+
+
+def tile_of_call(
+    T: int, H: int, B: int, dtype: torch.dtype, device: torch.device, *, fused: bool = False
+) -> Tile | SmallTile:
+    """The forward's tile on a device, with ``fused`` one that multiplies dense inputs itself.
+
+    One step alone has nothing to wait for, which is what small tiles are for.
+    """
+    capability = capability_of(device)
+    resident = resident_programs(device) if device.type == "cuda" else PROGRAMS
+    small = small_batch_tile(H, B, dtype, capability, resident) if T > 1 and not fused else None
+    return small or forward_tile(H, B, dtype, capability)
+
+
+def fuses_inputs(I: int, T: int, H: int, B: int, dtype: torch.dtype, device: torch.device) -> bool:
     """Whether the forward multiplies dense inputs of I features by itself, before each step waits for the one before.
 
-    Else one large product does it for all steps, (T, B, 4H), which many features or sequences keep busy (e).
+    Else one large product does it for all steps, (T, B, 4H), which many features or sequences keep busy (e), and which
+    the small-batch kernel reads.
     """
-    return min(512, H // 2) >= I and B <= 512
+    return min(512, H // 2) >= I and B <= 512 and isinstance(tile_of_call(T, H, B, dtype, device), Tile)
 
 
 def input_block(weight_ih: torch.Tensor | None, tile: Tile) -> tuple[int | None, int | None]:
@@ -132,16 +188,28 @@ def _power_of_two(n: int) -> int:
     return 1 << max(0, n.bit_length() - 1)
 
 
-@functools.cache
 def resident_programs(device: torch.device) -> int:
     """Programs that are sure to run at the same time: one on each multiprocessor."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return _multiprocessors(device) if torch.compiler.is_compiling() else _remembered_multiprocessors(device)
 
 
-@functools.cache
 def capability_of(device: torch.device) -> tuple[int, int]:
     """The GPU's compute capability; for a CPU, where the interpreter runs, Hopper's."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else HOPPER
+    if device.type != "cuda":
+        return HOPPER
+    if torch.compiler.is_compiling():
+        return torch.cuda.get_device_capability(device)
+    return _remembered_capability(device)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+# torch.compile warns of what remembers.
+_remembered_multiprocessors = functools.cache(_multiprocessors)
+_remembered_capability = functools.cache(torch.cuda.get_device_capability)
 
 
 def dot_precision(dtype: torch.dtype) -> str:

@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from fastlstm import LSTM, backends, explain
-from fastlstm.backends import CUDNN_FASTER, VARIABLE, Call, CudnnRow, choose, warn_of_fallback
+from fastlstm.backends import CUDNN_FASTER, VARIABLE, Call, MeasuredRow, choose, warn_of_fallback
 from recurrences import DEVICE
 
 BF16 = Call(hidden_size=2048, batch_size=128, dtype=torch.bfloat16, capability=(9, 0))
-SMALL = Call(hidden_size=1024, batch_size=16, dtype=torch.float16, capability=(9, 0))
+WIDE = Call(hidden_size=4096, batch_size=128, dtype=torch.bfloat16, capability=(9, 0))
+LARGE = WIDE._replace(batch_size=2048)
 
 
 def replace(call: Call, **changes: Any) -> Call:
@@ -31,6 +32,12 @@ def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "HAS_TRITON", True)
 
 
+@pytest.fixture(autouse=True)
+def _an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever GPU there is: the Hopper kernels' own question to the driver is answered as on an H100."""
+    monkeypatch.setattr(backends, "_hopper_device_refusal", lambda: None)
+
+
 @pytest.fixture
 def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """No interpreter: what a machine with a GPU would choose."""
@@ -41,25 +48,23 @@ def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("call", "backend", "reason"),
     [
-        (BF16, "triton", r"the fused kernels; .* near H=2048 B=128 torch\.bfloat16"),
-        (SMALL, "cudnn", r"2\.02 against 3\.69 at H=1024"),
-        (replace(SMALL, dtype=torch.bfloat16), "triton", "the fused kernels"),
-        (replace(SMALL, batch_size=128), "triton", "the fused kernels"),
-        (replace(SMALL, batch_size=20), "triton", "the fused kernels"),
-        (replace(SMALL, num_layers=2), "triton", "the fused kernels"),
-        (replace(SMALL, bidirectional=True), "triton", "the fused kernels"),
-        (replace(SMALL, input_size=100), "triton", "the fused kernels"),
-        (replace(SMALL, cells=True), "triton", "cuDNN may be faster .* but cuDNN returns no c_t"),
-        (replace(SMALL, resets=True), "triton", "cuDNN has no resets"),
-        (replace(SMALL, ids=True), "triton", "cuDNN reads dense inputs"),
-        (replace(SMALL, compiling=True), "triton", "torch.compile takes cuDNN's LSTM apart"),
-        (replace(BF16, hidden_size=4096, batch_size=2048), "cudnn", "543 against 567 at H=4096 B=2048"),
-        (replace(BF16, hidden_size=4096, batch_size=512), "triton", "the fused kernels"),
-        (replace(BF16, hidden_size=4096, batch_size=512, training=True), "cudnn", "375 against 426 at H=4096 B=512"),
-        (replace(BF16, hidden_size=2048, batch_size=128, training=True), "triton", "the fused kernels"),
+        (BF16, "hopper", r"resident weights, measured faster near H=2048 B=128 torch\.bfloat16: 7\.5 against 13\.1"),
+        (replace(BF16, cells=True, resets=True, lengths=True, ids=True, training=True), "hopper", "resident weights"),
+        (replace(BF16, hidden_size=1024), "hopper", "3.9 against 5.7 at H=1024 B=128"),
+        (replace(BF16, hidden_size=1024, batch_size=16), "triton", "the fused kernels"),
+        (replace(BF16, hidden_size=2000), "triton", r"do not serve it: they hold .* and H is 2000"),
+        (replace(BF16, capability=(8, 0)), "triton", r"are for compute capability \(9, 0\), and this GPU has \(8, 0\)"),
+        (WIDE, "triton", r"the fused kernels; .* near H=4096 B=128 torch\.bfloat16"),
+        (replace(LARGE, cells=True), "triton", "cuDNN may be faster .* but cuDNN returns no c_t"),
+        (replace(LARGE, resets=True), "triton", "cuDNN has no resets"),
+        (replace(LARGE, ids=True), "triton", "cuDNN reads dense inputs"),
+        (replace(LARGE, compiling=True), "triton", "torch.compile takes cuDNN's LSTM apart"),
+        (LARGE, "cudnn", "543 against 567 at H=4096 B=2048"),
+        (replace(WIDE, batch_size=512), "triton", "the fused kernels"),
+        (replace(WIDE, batch_size=512, training=True), "cudnn", "375 against 426 at H=4096 B=512"),
         (replace(BF16, steps=1), "cudnn", "426 against 519 at H=2048 B=128"),
         (replace(BF16, steps=1, dtype=torch.float16), "cudnn", "214 against 519 at H=2048 B=128"),
-        (replace(BF16, steps=2), "triton", "the fused kernels"),
+        (replace(WIDE, steps=2), "triton", "the fused kernels"),
         (replace(BF16, steps=1, training=True), "triton", "the fused kernels"),
         (replace(BF16, steps=1, ids=True), "triton", "cuDNN reads dense inputs"),
         (replace(BF16, steps=1, dtype=torch.float32), "triton", "the fused kernels"),
@@ -87,7 +92,10 @@ def test_the_choice_follows_the_measured_rows(call: Call, backend: str, reason: 
         (replace(BF16, device="cpu"), "cudnn", "cuDNN needs an NVIDIA GPU, and the tensors are on cpu"),
         (replace(BF16, device="cpu"), "triton", "they need an NVIDIA GPU, and the tensors are on cpu"),
         (replace(BF16, dtype=torch.float64), "triton", "they have no torch.float64"),
-        (BF16, "hopper", "backend: expected 'auto', 'triton', 'cudnn' or 'torch', got 'hopper'"),
+        (BF16, "fastest", "backend: expected 'auto', 'hopper', 'triton', 'cudnn' or 'torch', got 'fastest'"),
+        (WIDE, "hopper", r"backend='hopper' cannot run this call: they hold the weights of H = .* and H is 4096"),
+        (replace(BF16, dtype=torch.float32), "hopper", "they have no torch.float32"),
+        (replace(BF16, device="cpu"), "hopper", "they need an NVIDIA GPU, and the tensors are on cpu"),
     ],
 )
 def test_a_forced_kernel_that_cannot_run_says_why(call: Call, backend: str, message: str) -> None:
@@ -114,26 +122,29 @@ def test_the_variable_forces_and_the_argument_wins(monkeypatch: pytest.MonkeyPat
     with pytest.raises(ValueError, match="FASTLSTM_BACKEND: expected 'auto'"):
         choose(BF16)
     monkeypatch.setenv(VARIABLE, "")
-    assert choose(BF16).backend == "triton"
+    assert choose(BF16).backend == "hopper"
 
 
 def test_without_triton_the_reason_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backends, "HAS_TRITON", False)
-    assert str(choose(BF16)) == "cudnn: the Triton kernels cannot run this call: the package triton is not installed"
-    assert choose(replace(BF16, resets=True)).backend == "torch"
+    assert str(choose(WIDE)) == "cudnn: the Triton kernels cannot run this call: the package triton is not installed"
+    assert choose(replace(WIDE, resets=True)).backend == "torch"
+    assert choose(BF16).backend == "hopper"
+    with pytest.raises(ValueError, match="the Triton kernels compute the gates again for them, and the package triton"):
+        choose(replace(BF16, recompute=True), "hopper")
     with pytest.raises(ValueError, match="the package triton is not installed"):
         choose(BF16, "triton")
 
 
 def test_a_choice_is_remembered_with_all_that_it_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = choose(SMALL)
-    assert choose(SMALL) is first
+    first = choose(WIDE)
+    assert choose(WIDE) is first
     monkeypatch.setattr(torch.backends.cudnn, "enabled", not torch.backends.cudnn.enabled)
-    assert choose(SMALL) is not first
+    assert choose(WIDE) is not first
 
 
 @pytest.mark.parametrize("row", CUDNN_FASTER, ids=lambda row: row.evidence)
-def test_no_row_hides_another(row: CudnnRow) -> None:
+def test_no_row_hides_another(row: MeasuredRow) -> None:
     call = Call(int(row.H[0]), int(row.B[0]), row.dtypes[0], steps=1 if row.T == (1, 1) else 128)
     call = call._replace(batch_size=max(8, call.batch_size), hidden_size=max(128, call.hidden_size))
     covering = [other for other in CUDNN_FASTER if other.covers(replace(call, training=bool(row.training)))]
@@ -178,7 +189,7 @@ def test_explain_takes_an_lstm_or_sizes() -> None:
     assert explain(lstm, torch.zeros(3, 2, 5), return_cells=True).backend == "torch"
     forced = LSTM(5, 4, backend="triton", device=DEVICE)
     assert str(explain(forced, torch.zeros(3, 2, 5, device=DEVICE))) == "triton: forced by backend"
-    assert explain(hidden_size=2048, batch_size=128, dtype=torch.bfloat16).backend == "triton"
+    assert explain(hidden_size=2048, batch_size=128, dtype=torch.bfloat16).backend == "hopper"
     assert explain(hidden_size=1024, batch_size=16, dtype=torch.float16, resets=True).backend == "triton"
     assert explain(hidden_size=1024, batch_size=16, dtype=torch.float16, backend="torch").backend == "torch"
     with pytest.raises(TypeError, match="hidden"):

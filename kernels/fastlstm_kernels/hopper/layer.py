@@ -1,0 +1,96 @@
+"""A layer on the Hopper kernels, which want a unit's four gates side by side, from tensors with gates stacked.
+
+Weights of the input product are brought into that order before it is made, gradients back after their products are:
+both are small beside what they are for.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fastlstm_kernels.hopper import backward, forward
+
+
+class LayerForward(NamedTuple):
+    """h (T, B, H), c_n (B, H); if they were asked for every c_t, and the activated gates (T, B, 4H), by unit."""
+
+    h: Tensor
+    c_n: Tensor
+    cells: Tensor | None
+    gates: Tensor | None
+
+
+class LayerBackward(NamedTuple):
+    """d_gates (T, B, 4H) by unit; dh0 and dc0 (B, H)."""
+
+    d_gates: Tensor
+    dh0: Tensor
+    dc0: Tensor
+
+
+def by_unit(rows: Tensor) -> Tensor:
+    """(4H, ...) stacked as in torch.nn.LSTM, i of all units first -> (4H, ...) with i, f, g, o of a unit together."""
+    return rows.reshape(4, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
+
+
+def stacked(rows: Tensor) -> Tensor:
+    """The inverse of ``by_unit``."""
+    return rows.reshape(-1, 4, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
+
+
+def lstm_forward(
+    inputs: Tensor,
+    weight_hh: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    *,
+    ids: Tensor | None = None,
+    weight_ih: Tensor | None = None,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    resets: Tensor | None = None,
+    save_gates: bool = False,
+    cells_dtype: torch.dtype | None = None,
+    units: Tensor | None = None,
+) -> LayerForward:
+    """Run one layer over T steps; arguments as in ``fastlstm_kernels.forward.lstm_forward``."""
+    H = weight_hh.shape[1]
+    if weight_ih is not None:
+        bias = None if bias_ih is None or bias_hh is None else by_unit(bias_ih + bias_hh)
+        product = F.linear(inputs, by_unit(weight_ih), bias)
+    else:
+        product = inputs.reshape(*inputs.shape[:-1], 4, H).transpose(-1, -2).contiguous()
+    B = (inputs if ids is None else ids).shape[1]
+    h0 = weight_hh.new_zeros(B, H) if h0 is None else h0
+    c0 = weight_hh.new_zeros(B, H, dtype=torch.float32) if c0 is None else c0
+    direct = cells_dtype if cells_dtype in forward.CELLS_KIND else torch.float32
+    out = forward.lstm_forward(
+        product, weight_hh, h0, c0, ids=ids, resets=resets, save_gates=save_gates, cells_dtype=direct
+    )
+    cells = out.cells
+    if cells is not None:
+        cells = (cells if units is None else cells.index_select(2, units)).to(cells_dtype)
+    return LayerForward(out.h[1:], out.c_n, cells, None if out.gates is None else out.gates.flatten(2))
+
+
+def lstm_backward(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    gates: Tensor,
+    cells: Tensor,
+    c0: Tensor,
+    weight_hh: Tensor,
+    *,
+    dc_n: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> LayerBackward:
+    """Gradients of the recurrence; arguments as in ``fastlstm_kernels.backward.lstm_backward``, ``gates`` by unit."""
+    d_gates, dc0 = backward.lstm_backward(dh, dc, dc_n, gates, cells, c0, weight_hh, resets=resets)
+    dh0 = d_gates[0].transpose(1, 2).flatten(1) @ weight_hh
+    if resets is not None:
+        dh0 = dh0.masked_fill(resets[0].unsqueeze(1), 0)
+    return LayerBackward(d_gates.flatten(2), dh0, dc0)
