@@ -1,7 +1,8 @@
 """Who is timed and on what: one layer of ``fastlstm.LSTM`` and of ``torch.nn.LSTM``, and the check that comes first.
 
 A layer takes dense inputs of 256 features (or byte ids, which stand for one-hot vectors of that width); its input
-product is timed with it, and ``forward_backward`` ends with the gradients of weights, biases and dense inputs.
+product is timed with it, and ``forward_backward`` ends with the gradients of weights, biases and dense inputs. A call
+of many steps starts from zero; one of a single step is given a state, as it is where text is generated.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from tolerance import assert_as_good_as
 
 INPUT_SIZE = 256
 GATE_STEPS = 5
+AUTO = "auto"
 CASES = ("forward_infer", "forward_cells", "forward_train", "forward_backward")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -42,6 +44,7 @@ class Data:
 
     dense: Tensor  # (T, B, 256), wants a gradient
     ids: Tensor  # (T, B) uint8
+    state: Tensor | None  # (1, B, H), for h and for c; None where T > 1
     d_output: Tensor  # (T, B, H)
 
     @classmethod
@@ -50,7 +53,8 @@ class Data:
             return torch.randn(shape.T, shape.B, width, device=device, dtype=dtype)
 
         ids = torch.randint(0, INPUT_SIZE, (shape.T, shape.B), device=device, dtype=torch.uint8)
-        return cls(normal(INPUT_SIZE).requires_grad_(), ids, normal(shape.H))
+        state = normal(shape.H) if shape.T == 1 else None
+        return cls(normal(INPUT_SIZE).requires_grad_(), ids, state, normal(shape.H))
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class Contestant:
         return columns | {"version": self.version}
 
     def __str__(self) -> str:
-        return f"{self.name} {self.dtype} {self.input}"
+        return f"{self.name} {self.version} {self.dtype} {self.input}"
 
 
 def without_gradients(call: Call) -> Call:
@@ -81,17 +85,31 @@ def without_gradients(call: Call) -> Call:
 
 
 def ours(shape: Shape, dtype: str, device: str, data: Data, *, backend: str, ids: bool = False) -> Contestant:
-    """``fastlstm.LSTM`` with one backend forced."""
+    """``fastlstm.LSTM`` with a backend forced, or with AUTO what it runs by itself."""
     lstm = fastlstm.LSTM(INPUT_SIZE, shape.H, device=device, dtype=DTYPES[dtype], backend=backend)
     x = data.ids if ids else data.dense
     wanted = [*lstm.parameters()] if ids else [x, *lstm.parameters()]
+    hx = None if data.state is None else (data.state, data.state.float())
     calls = {
-        "forward_infer": without_gradients(lambda: lstm(x)),
-        "forward_cells": without_gradients(lambda: lstm(x, return_cells=True)),
-        "forward_train": lambda: lstm(x),
-        "forward_backward": lambda: torch.autograd.grad(lstm(x)[0], wanted, data.d_output),
+        "forward_infer": without_gradients(lambda: lstm(x, hx)),
+        "forward_cells": without_gradients(lambda: lstm(x, hx, return_cells=True)),
+        "forward_train": lambda: lstm(x, hx),
+        "forward_backward": lambda: torch.autograd.grad(lstm(x, hx)[0], wanted, data.d_output),
     }
     return Contestant(f"fastlstm-{backend}", dtype, "ids" if ids else "dense", __version__, calls)
+
+
+def chosen(shape: Shape, dtype: str, case: str) -> str:
+    """The kernel that ``fastlstm.LSTM`` runs by itself on dense inputs, on a GPU like the one of the results."""
+    return fastlstm.explain(
+        hidden_size=shape.H,
+        batch_size=shape.B,
+        dtype=DTYPES[dtype],
+        steps=shape.T,
+        input_size=INPUT_SIZE,
+        cells=case == "forward_cells",
+        training=case in ("forward_train", "forward_backward"),
+    ).backend
 
 
 def cudnn_version(device: str) -> str:
@@ -104,10 +122,11 @@ def torch_lstm(shape: Shape, dtype: str, device: str, data: Data) -> Contestant:
     """``torch.nn.LSTM``, which cannot return every c_t."""
     lstm = nn.LSTM(INPUT_SIZE, shape.H, device=device, dtype=DTYPES[dtype])
     wanted = [data.dense, *lstm.parameters()]
+    hx = None if data.state is None else (data.state, data.state)
     calls: dict[str, Call] = {
-        "forward_infer": without_gradients(lambda: lstm(data.dense)),
-        "forward_train": lambda: lstm(data.dense),
-        "forward_backward": lambda: torch.autograd.grad(lstm(data.dense)[0], wanted, data.d_output),
+        "forward_infer": without_gradients(lambda: lstm(data.dense, hx)),
+        "forward_train": lambda: lstm(data.dense, hx),
+        "forward_backward": lambda: torch.autograd.grad(lstm(data.dense, hx)[0], wanted, data.d_output),
     }
     return Contestant("nn.LSTM", dtype, "dense", cudnn_version(device), calls)
 

@@ -6,9 +6,11 @@
     python bench/lstm.py --device cpu --shapes 512x16x32
 
 First the layer is held against float64 at every H and B, with the tests' tolerance and T = 5; one that fails is not
-timed. What is timed is a layer through its public module (see contestants.py): `forward_infer` keeps every h_t alone,
-`forward_cells` every c_t too, `forward_train` what the backward needs, `forward_backward` runs that as well. Times are
-the GPU's work alone (mode `queued`); for single steps the whole call too, in eager mode and as a CUDA graph. Rows are
+timed. What is timed is a layer through its public module (see contestants.py) in bf16, and in fp16 too at the sizes
+with a bar, where cuDNN keeps fp16 weights on the chip, and at single steps; `fastlstm-auto` is the layer left to its
+own choice, where that is none of those timed anyway. `forward_infer` keeps every h_t alone, `forward_cells` every c_t
+too, `forward_train` what the backward needs, `forward_backward` runs that as well. Times are the GPU's work alone (mode
+`queued`); for single steps, which are given a state, the whole call too, in eager mode and as a CUDA graph. Rows are
 saved after every shape. Then `python bench/tables.py --write` renews README's table and the plot.
 """
 
@@ -19,7 +21,8 @@ import itertools
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +32,7 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from bench import rivals  # noqa: E402
-from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, gate, ours, torch_lstm  # noqa: E402
+from bench.contestants import AUTO, CASES, DTYPES, Contestant, Data, Shape, chosen, gate, ours, torch_lstm  # noqa: E402
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.timing import Budget, Call, captured, peak_memory, time_queued, time_whole  # noqa: E402
 from fastlstm_kernels.hopper.plans import COMPILED_SIZES  # noqa: E402
@@ -97,24 +100,37 @@ class Layer(NamedTuple):
     backend: str
 
 
-def layers(options: argparse.Namespace, H: int, B: int) -> list[Layer]:
-    """What of ours is checked and timed at a size; in float16 where cuDNN keeps the weights on the chip in it."""
-    persistent = CUDNN_PERSISTENT[0] >= B and CUDNN_PERSISTENT[1] >= H
-    dtypes = options.dtypes or (["bf16", "fp16"] if persistent else ["bf16"])
+def layers(options: argparse.Namespace, shape: Shape) -> list[Layer]:
+    """What of ours is checked and timed at a size."""
+    persistent = CUDNN_PERSISTENT[0] >= shape.B and CUDNN_PERSISTENT[1] >= shape.H
+    dtypes = options.dtypes or (["bf16", "fp16"] if persistent or has_bar(shape) or shape.T == 1 else ["bf16"])
     every = itertools.starmap(Layer, itertools.product(dtypes, options.inputs, options.backends))
-    return [one for one in every if one.backend != "hopper" or (one.dtype == "bf16" and H in COMPILED_SIZES)]
+    return [one for one in every if one.backend != "hopper" or (one.dtype == "bf16" and shape.H in COMPILED_SIZES)]
+
+
+def by_kernel(auto: Contestant, shape: Shape, timed: Collection[str]) -> Iterator[Contestant]:
+    """The layer left to its own choice, for each kernel that it chooses in some case, unless that is timed anyway."""
+    kernel_of = {case: chosen(shape, auto.dtype, case) for case in auto.calls}
+    for kernel in sorted({*kernel_of.values()} - {*timed}):
+        calls = {case: call for case, call in auto.calls.items() if kernel_of[case] == kernel}
+        yield replace(auto, version=f"{auto.version} {kernel}", calls=calls)
 
 
 def entrants(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer]) -> list[Contestant]:
-    """Our layer, in these ways, and nn.LSTM."""
+    """Our layer, in these ways and where it chooses none of them by itself, and nn.LSTM."""
+    dtypes = dict.fromkeys(way.dtype for way in ways)
     data = {
-        dtype: Data.draw(shape, DTYPES[dtype], options.device)
-        for dtype in {*(way.dtype for way in ways), *options.baselines}
+        dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in dict.fromkeys([*dtypes, *options.baselines])
     }
     contestants = [
         ours(shape, way.dtype, options.device, data[way.dtype], backend=way.backend, ids=way.kind == "ids")
         for way in ways
     ]
+    if options.device == "cuda" and "dense" in options.inputs:
+        for dtype in dtypes:
+            timed = {way.backend for way in ways if way[:2] == (dtype, "dense")}
+            auto = ours(shape, dtype, options.device, data[dtype], backend=AUTO)
+            contestants += by_kernel(auto, shape, timed)
     return contestants + [torch_lstm(shape, dtype, options.device, data[dtype]) for dtype in options.baselines]
 
 
@@ -173,13 +189,11 @@ def warm(job: tuple[Shape, str, list[Layer]]) -> str:
 
 def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
     """Compile in several processes at once, since Triton takes seconds for a kernel; stops after --warm-seconds."""
-    sizes = dict.fromkeys((shape.H, shape.B) for shape in shapes)
-    jobs = [
-        (Shape(H, B, T), options.device, [way])
-        for H, B in sizes
-        for way in layers(options, H, B)
-        for T in sorted({min(shape.T, 2) for shape in shapes if (shape.H, shape.B) == (H, B)}, reverse=True)
-    ]
+    # One step has a kernel of its own, any other number another.
+    sizes = dict.fromkeys(
+        (shape._replace(T=min(shape.T, 2)), way) for shape in shapes for way in layers(options, shape)
+    )
+    jobs = [(shape, options.device, [way]) for shape, way in sizes]
     begin, done = time.monotonic(), 0
     with multiprocessing.get_context("spawn").Pool(min(options.warm, len(jobs))) as pool:
         results = pool.imap(warm, jobs)
@@ -191,19 +205,16 @@ def warm_up(options: argparse.Namespace, shapes: Sequence[Shape]) -> None:
             done += 1
             if problem:
                 say(f"compiling ahead: {problem}")
-    say(f"compiled ahead: {done} of {len(jobs)} sizes in {time.monotonic() - begin:.0f} s")
+    say(f"compiled ahead: {done} of {len(jobs)} kernels in {time.monotonic() - begin:.0f} s")
 
 
-def right(options: argparse.Namespace, shape: Shape) -> tuple[list[Layer], list[str]]:
-    """The ways to run our layer whose results are right at this H and B, and what is wrong with the others."""
-    good, problems = [], []
-    for way in layers(options, shape.H, shape.B):
-        try:
-            gate(shape, way.dtype, options.device, backend=way.backend, ids=way.kind == "ids")
-            good.append(way)
-        except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
-            problems.append(f"{' '.join(way)}: {rivals.first_line(error)}")
-    return good, problems
+def wrong(options: argparse.Namespace, shape: Shape, way: Layer) -> str:
+    """What is wrong with our layer, run in this way, at this H and B; nothing if it is right."""
+    try:
+        gate(shape, way.dtype, options.device, backend=way.backend, ids=way.kind == "ids")
+    except Exception as error:  # a wrong result, or a kernel that does not compile: either way nothing to time
+        return f"{' '.join(way)}: {rivals.first_line(error)}"
+    return ""
 
 
 def run(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer], failed: rivals.Failures) -> list[Row]:
@@ -236,7 +247,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--dtypes",
         nargs="+",
         choices=DTYPES,
-        help="of our layer; default: bf16, also fp16 where cuDNN has a persistent kernel, on a CPU fp32",
+        help="of our layer; default: as above, on a CPU fp32",
     )
     parser.add_argument(
         "--backends",
@@ -283,18 +294,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed: rivals.Failures = {}
     if options.rivals:
         failed = rivals.try_all(shapes, options.cases, options.rival_seconds, options.rival_logs)
-    verdicts: dict[tuple[int, int], list[Layer]] = {}
-    problems: list[str] = []
+    verdicts: dict[tuple[int, int, Layer], str] = {}
     for shape in budget.fitting(shapes):
-        size = (shape.H, shape.B)
-        if size not in verdicts:
-            verdicts[size], found = right(options, shape)
-            for problem in found:
-                say(f"{shape}: NOT TIMED, {problem}")
-            problems += found
-        if not verdicts[size]:
+        ways = layers(options, shape)
+        for way in ways:
+            key = (shape.H, shape.B, way)
+            if key not in verdicts:
+                verdicts[key] = wrong(options, shape, way)
+                if verdicts[key]:
+                    say(f"{shape}: NOT TIMED, {verdicts[key]}")
+        ways = [way for way in ways if not verdicts[shape.H, shape.B, way]]
+        if not ways:
             continue
-        rows = run(options, shape, verdicts[size], failed)
+        rows = run(options, shape, ways, failed)
         save(options.out, (row | about for row in rows))
         report(rows)
     for (name, shape, case), reason in failed.items():
@@ -302,7 +314,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     save(options.out, (row | about for row in rivals.without_number(failed)))
     if budget.left_out:
         say(f"the budget ended before {len(budget.left_out)} of {len(shapes)} shapes, first {budget.left_out[0]}")
-    return 1 if problems else 0
+    return 1 if any(verdicts.values()) else 0
 
 
 if __name__ == "__main__":

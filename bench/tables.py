@@ -10,37 +10,30 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
-import torch  # noqa: E402
-
-import fastlstm  # noqa: E402
+from bench.contestants import Shape, chosen  # noqa: E402
 from bench.records import RESULTS, Row, load  # noqa: E402
 
 BEGIN, END = "<!-- lstm table -->", "<!-- end -->"
 PLOT = ROOT / "docs" / "lstm_speed.svg"
-OURS, THEIRS = "fastlstm-triton", "nn.LSTM"
+OURS, AUTO, THEIRS = "fastlstm-triton", "fastlstm-auto", "nn.LSTM"
 LAYERS = ((OURS, "bf16"), (THEIRS, "fp16"), (THEIRS, "bf16"))
 RIVALS = ("torchrl", "flashrnn-alternating", "flashrnn-fused")
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = ("bf16", "fp16")
+CASES = {"forward_infer": "forward", "forward_backward": "forward + backward"}
 NONE = "-"
 
 
-class Size(NamedTuple):
-    H: int
-    B: int
-    T: int
-
-
-def size_of(row: Row) -> Size:
-    return Size(int(row["H"]), int(row["B"]), int(row["T"]))
+def size_of(row: Row) -> Shape:
+    return Shape(int(row["H"]), int(row["B"]), int(row["T"]))
 
 
 class Results:
@@ -52,13 +45,13 @@ class Results:
         self._found = {(size_of(row), *(row[name] for name in names)): row for row in self.rows}
 
     def row(
-        self, size: Size, case: str, contestant: str, dtype: str, *, metric: str, mode: str, kind: str
+        self, size: Shape, case: str, contestant: str, dtype: str, *, metric: str, mode: str, kind: str
     ) -> Row | None:
         return self._found.get((size, case, contestant, dtype, metric, mode, kind))
 
     def value(
         self,
-        size: Size,
+        size: Shape,
         case: str,
         contestant: str,
         dtype: str = "bf16",
@@ -71,14 +64,29 @@ class Results:
         row = self.row(size, case, contestant, dtype, metric=metric, mode=mode, kind=kind)
         return float(row["median"]) if row and row["median"] else None
 
-    def ratio(self, size: Size, case: str, mode: str = "queued") -> float | None:
+    def ratio(self, size: Shape, case: str, mode: str = "queued") -> float | None:
         """The time of the faster of nn.LSTM's fp16 and bf16 over ours in bf16."""
         ours = self.value(size, case, OURS, mode=mode)
         theirs = [self.value(size, case, THEIRS, dtype, mode=mode) for dtype in ("fp16", "bf16")]
         measured = [value for value in theirs if value is not None]
         return None if ours is None or not measured else min(measured) / ours
 
-    def sizes(self, T: int, mode: str = "queued") -> list[Size]:
+    def default(self, size: Shape, case: str, dtype: str, mode: str = "queued") -> float | None:
+        """The time of what ``fastlstm.LSTM`` runs by itself."""
+        kernel = chosen(size, dtype, case)
+        forced = self.value(size, case, f"fastlstm-{kernel}", dtype, mode=mode)
+        if forced is not None:
+            return forced
+        row = self.row(size, case, AUTO, dtype, metric="time_per_step", mode=mode, kind="dense")
+        # The version says which kernel it was: the chooser may have changed its mind since.
+        return float(row["median"]) if row and row["version"].endswith(f" {kernel}") else None
+
+    def default_ratio(self, size: Shape, case: str, dtype: str, mode: str = "queued") -> float | None:
+        """The time of nn.LSTM over that, both in ``dtype``."""
+        ours, theirs = self.default(size, case, dtype, mode), self.value(size, case, THEIRS, dtype, mode=mode)
+        return None if ours is None or theirs is None else theirs / ours
+
+    def sizes(self, T: int, mode: str = "queued") -> list[Shape]:
         """Where our layer was timed over T steps."""
         return sorted(
             {
@@ -112,7 +120,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def compared(results: Results, size: Size, case: str, mode: str = "queued") -> list[str]:
+def compared(results: Results, size: Shape, case: str, mode: str = "queued") -> list[str]:
     """Ours, nn.LSTM in fp16 and bf16, and the ratio."""
     values = [results.value(size, case, who, dtype, mode=mode) for who, dtype in LAYERS]
     return [*map(number, values), times(results.ratio(size, case, mode))]
@@ -225,7 +233,7 @@ def losses(results: Results) -> str:
     lost: dict[int, list[str]] = {}
     for T in sorted({size_of(row).T for row in results.rows}):
         for size in results.sizes(T):
-            for case, name in (("forward_infer", "forward"), ("forward_backward", "forward + backward")):
+            for case, name in CASES.items():
                 ratio = results.ratio(size, case)
                 if ratio is not None and ratio < 1:
                     shown = f"H={size.H} B={size.B} {name} {times(ratio)} ({choices(size, case)})"
@@ -242,15 +250,45 @@ def losses(results: Results) -> str:
     return " ".join(parts)
 
 
-def choices(size: Size, case: str) -> str:
+def choices(size: Shape, case: str) -> str:
     """What runs when no backend is forced, by dtype."""
-    chosen = []
-    for dtype in ("bf16", "fp16"):
-        choice = fastlstm.explain(
-            hidden_size=size.H, batch_size=size.B, dtype=DTYPES[dtype], training=case == "forward_backward"
-        )
-        chosen.append(f"{dtype}: {choice.backend}")
-    return ", ".join(chosen)
+    return ", ".join(f"{dtype}: {chosen(size, dtype, case)}" for dtype in DTYPES)
+
+
+def default_table(results: Results, T: int, mode: str = "queued") -> str:
+    """What ``fastlstm.LSTM`` runs by itself, its time, and nn.LSTM's in the same dtype over it."""
+    cases = CASES if mode == "queued" else {"forward_infer": "forward"}
+    head = ["H", "B"]
+    for name, dtype in itertools.product(cases.values(), DTYPES):
+        head += [f"{name}, {dtype}", "µs", "ratio"]
+    rows = []
+    for size in results.sizes(T, mode):
+        row = [str(size.H), str(size.B)]
+        for case, dtype in itertools.product(cases, DTYPES):
+            time, ratio = (measure(size, case, dtype, mode) for measure in (results.default, results.default_ratio))
+            row += [chosen(size, dtype, case), number(time), times(ratio)]
+        rows.append(row)
+    return table(head, rows)
+
+
+def sent_to_us(results: Results) -> str:
+    """How often nn.LSTM is faster, in the same dtype, than our kernels where the chooser takes them."""
+    ratios, lost = 0, []
+    for mode in ("queued", "eager"):
+        for T in sorted({size_of(row).T for row in results.rows}):
+            for size, case, dtype in itertools.product(results.sizes(T, mode), CASES, DTYPES):
+                ratio = results.default_ratio(size, case, dtype, mode)
+                if ratio is None or chosen(size, dtype, case) not in ("hopper", "triton"):
+                    continue
+                ratios += 1
+                if ratio < 1:
+                    whole = ", whole call" if mode == "eager" else ""
+                    lost.append(f"{size} {CASES[case]} {dtype}{whole} {times(ratio)}")
+    where = f"in {len(lost)} of these: {'; '.join(lost)}" if lost else "in none of these"
+    return (
+        f"Left to itself `fastlstm.LSTM` takes our kernels in {ratios} of the cases measured; in the same dtype "
+        f"nn.LSTM is faster {where}."
+    )
 
 
 def details(summary: str, text: str) -> str:
@@ -268,11 +306,17 @@ def section(rows: Iterable[Row]) -> str:
         "bold where we lose. Medians of interleaved runs, the GPU's time alone.",
         speed_table(results, 128),
         losses(results),
+        sent_to_us(results),
         f"*{caption(results)}.*",
     ]
     folded = [
+        ("What `fastlstm.LSTM` runs by itself, T = 128; nn.LSTM in the same dtype", default_table(results, 128)),
         ("T = 512", speed_table(results, 512) if results.sizes(512) else ""),
         ("One step (T = 1): the whole call in microseconds", step_table(results) if results.sizes(1, "eager") else ""),
+        (
+            "One step: what `fastlstm.LSTM` runs by itself, the whole call; nn.LSTM in the same dtype",
+            default_table(results, 1, "eager") if results.sizes(1, "eager") else "",
+        ),
         ("Small batches: how fast the weights are read", weights_table(results, 128)),
         ("Peak memory of a call beyond inputs and parameters, MiB, T = 128", memory_table(results, 128)),
         ("Other kernels, microseconds a step, T = 128", rival_table(results)),
@@ -291,7 +335,7 @@ def insert(readme: str, text: str) -> str:
 def points(results: Results) -> dict[str, dict[int, list[tuple[int, float]]]]:
     """What the plot shows: for each case and H, (B, ratio) at T = 128."""
     shown: dict[str, dict[int, list[tuple[int, float]]]] = {}
-    for case in ("forward_infer", "forward_backward"):
+    for case in CASES:
         lines: dict[int, list[tuple[int, float]]] = {}
         for size in results.sizes(128):
             ratio = results.ratio(size, case)
@@ -316,7 +360,6 @@ def plot(rows: Iterable[Row], path: Path) -> None:
     with matplotlib.rc_context({"svg.hashsalt": "fastlstm", "svg.fonttype": "none", "font.size": 9}):
         figure = Figure(figsize=(8, 3.4), layout="constrained")
         panels = figure.subplots(1, 2, sharey=True)
-        titles = {"forward_infer": "forward", "forward_backward": "forward + backward"}
         for axes, (case, lines) in zip(panels, points(results).items(), strict=True):
             batches = sorted({B for line in lines.values() for B, _ in line})
             for H, line in sorted(lines.items()):
@@ -324,7 +367,7 @@ def plot(rows: Iterable[Row], path: Path) -> None:
                     [batches.index(B) for B, _ in line], [ratio for _, ratio in line], marker="o", label=f"H = {H}"
                 )
             axes.axhline(1, color="0.4", linewidth=0.8, linestyle="--")
-            axes.set(title=titles[case], xlabel="sequences in the batch", ylim=(0, None))
+            axes.set(title=CASES[case], xlabel="sequences in the batch", ylim=(0, None))
             axes.set_xticks(range(len(batches)), [str(B) for B in batches])
             axes.grid(axis="y", alpha=0.3)
         panels[0].set_ylabel("times as fast as nn.LSTM (T = 128)")

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from bench.contestants import CASES, DTYPES, Contestant, Data, Shape, ours, torch_lstm
+from bench.contestants import AUTO, CASES, DTYPES, Contestant, Data, Shape, ours, torch_lstm
 
 pytestmark = [
     pytest.mark.gpu,
@@ -18,13 +18,19 @@ pytestmark = [
 ]
 SHAPES = (Shape(2048, 128, 128), Shape(1024, 128, 128), Shape(2048, 1, 1))
 Enter = Callable[[Shape, Data], Contestant]
+
+
+def layer(dtype: str, backend: str, *, ids: bool = False) -> tuple[str, Enter]:
+    return dtype, lambda shape, data: ours(shape, dtype, "cuda", data, backend=backend, ids=ids)
+
+
 CONTESTANTS: dict[str, tuple[str, Enter]] = {
-    "fastlstm-triton-bf16": ("bf16", lambda shape, data: ours(shape, "bf16", "cuda", data, backend="triton")),
-    "fastlstm-triton-bf16-ids": (
-        "bf16",
-        lambda shape, data: ours(shape, "bf16", "cuda", data, backend="triton", ids=True),
-    ),
-    "fastlstm-hopper-bf16": ("bf16", lambda shape, data: ours(shape, "bf16", "cuda", data, backend="hopper")),
+    "fastlstm-triton-bf16": layer("bf16", "triton"),
+    "fastlstm-triton-bf16-ids": layer("bf16", "triton", ids=True),
+    "fastlstm-triton-fp16": layer("fp16", "triton"),
+    "fastlstm-hopper-bf16": layer("bf16", "hopper"),
+    "fastlstm-auto-bf16": layer("bf16", AUTO),
+    "fastlstm-auto-fp16": layer("fp16", AUTO),
     "nn.LSTM-fp16": ("fp16", lambda shape, data: torch_lstm(shape, "fp16", "cuda", data)),
     "nn.LSTM-bf16": ("bf16", lambda shape, data: torch_lstm(shape, "bf16", "cuda", data)),
 }

@@ -105,7 +105,8 @@ HOPPER_FASTER = (
     MeasuredRow("3.9 against 5.7 at H=1024 B=128", HALF, H=(1024, 1280), B=(33, 128), T=_above(2)),
 )
 # cuDNN against the Triton kernels: NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at
-# T = 128, of the whole call at T = 1; bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
+# T = 128, of the whole call at T = 1; bench/results/lstm.csv. One row for each reason, so that a new measurement takes
+# its row away.
 CUDNN_FASTER = (
     MeasuredRow(
         "eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False

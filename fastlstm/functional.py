@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm.backends import Call, choose, warn_of_fallback
 from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer, settled
+from fastlstm_kernels.launch import capability_of
 
 State = tuple[Tensor, Tensor]
 
@@ -176,7 +177,6 @@ def describe(
     if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
         dtype = torch.get_autocast_dtype(device.type)
     compiling = torch.compiler.is_compiling()
-    capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
     return Call(
         hidden_size=weights[1].shape[1],
         batch_size=batch_size,
@@ -193,7 +193,7 @@ def describe(
         recompute=recompute,
         compiling=compiling,
         training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
-        capability=capability,
+        capability=capability_of(device) if device.type == "cuda" else None,
     )
 
 

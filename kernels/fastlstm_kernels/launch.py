@@ -6,6 +6,7 @@ microseconds a step at the H and B named; rows marked (e) are estimates from the
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -72,7 +73,8 @@ FORWARD = (
     Row(512, 512, Tile(64, 32, 64, 4, 8)),  # 512x512: 6.4; 128x16x64 6.7
     Row(512, 1024, Tile(128, 32, 64, 4, 8)),  # 1024x512: 12.6; 128x16x64 16.1
     Row(ANY, 512, Tile(128, 32, 64, 4, 8)),  # 512x2048: 18.2; 128x64x64 19.0
-    Row(ANY, ANY, Tile(128, 64, 64, 4, 8)),  # 2048x512: 34.2; 256x32x64 41.6. 2048x2048: 142; 256x32x64 167
+    # 2048x512: 34.2; 256x32x64 41.6. 2048x2048: 142; 256x32x64 167. Four input stages spill more.
+    Row(ANY, ANY, Tile(128, 64, 64, 4, 8, input_stages=3)),
 )
 
 # NVIDIA H100, kernel alone, T = 128: of up to eleven tiles at each of H = 256, 512, 1024 and B = 1, 16, 32. Weights of
@@ -112,7 +114,7 @@ SMALL_MULTIPLE = 8  # of H, for the small-batch kernel: elements in a load of 16
 def forward_tile(H: int, B: int, dtype: torch.dtype, capability: tuple[int, int] = HOPPER) -> Tile:
     """The forward's tile; float32, and GPUs with less shared memory than Hopper's, take small ones (not tuned)."""
     if dtype == torch.float32:
-        return Tile(16 if B <= 16 else 64, 16, 32, 3, 4, input_stages=1)  # more spill
+        return Tile(16 if B <= 16 else 64, 16, 32, 3, 4, input_stages=1)  # more of them spill
     if capability < HOPPER:
         return Tile(16 if B <= 16 else 64, 16, 64, 3, 4)
     return next(row.tile for row in FORWARD if B <= row.B and H <= row.H)
@@ -188,12 +190,26 @@ def _power_of_two(n: int) -> int:
 
 def resident_programs(device: torch.device) -> int:
     """Programs that are sure to run at the same time: one on each multiprocessor."""
-    return torch.cuda.get_device_properties(device).multi_processor_count
+    return _multiprocessors(device) if torch.compiler.is_compiling() else _remembered_multiprocessors(device)
 
 
 def capability_of(device: torch.device) -> tuple[int, int]:
     """The GPU's compute capability; for a CPU, where the interpreter runs, Hopper's."""
-    return torch.cuda.get_device_capability(device) if device.type == "cuda" else HOPPER
+    if device.type != "cuda":
+        return HOPPER
+    if torch.compiler.is_compiling():
+        return torch.cuda.get_device_capability(device)
+    return _remembered_capability(device)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    count: int = torch.cuda.get_device_properties(device).multi_processor_count
+    return count
+
+
+# torch.compile warns of what remembers.
+_remembered_multiprocessors = functools.cache(_multiprocessors)
+_remembered_capability = functools.cache(torch.cuda.get_device_capability)
 
 
 def dot_precision(dtype: torch.dtype) -> str:
