@@ -29,7 +29,7 @@ class LSTM(nn.Module):
       gradients in any ``cells_dtype`` and of chosen ``cell_units`` alone;
     - c is kept, and returned, in float32 (float64 for float64 parameters);
     - ``recompute=True`` spares the memory of the gates between forward and backward;
-    - ``backend`` forces a kernel ("triton", "cudnn", "torch"); ``fastlstm.explain`` says which one runs, and why.
+    - ``backend`` forces a kernel ("hopper", "triton", "cudnn", "torch"); ``fastlstm.explain`` says which runs, and why.
 
     A state dict of a torch.nn.LSTM with the same arguments loads as it is, and the other way round. There is no
     ``proj_size``, and no second derivative.
@@ -69,7 +69,7 @@ class LSTM(nn.Module):
         if proj_size != 0:
             raise ValueError(f"proj_size: expected 0, got {proj_size}; torch.nn.LSTM has projections")
         if backend not in ("auto", *FORCED):
-            raise ValueError(f"backend: expected 'auto', 'triton', 'cudnn' or 'torch', got {backend!r}")
+            raise ValueError(f"backend: expected 'auto', 'hopper', 'triton', 'cudnn' or 'torch', got {backend!r}")
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers

@@ -504,7 +504,7 @@ def test_wrong_arguments_are_named(asked: dict[str, Tensor], error: type[Excepti
     ("options", "message"),
     [
         ({"proj_size": 2}, "proj_size: expected 0, got 2; torch.nn.LSTM has projections"),
-        ({"backend": "hopper"}, "backend: expected 'auto', 'triton', 'cudnn' or 'torch', got 'hopper'"),
+        ({"backend": "fastest"}, "backend: expected 'auto', 'hopper', 'triton', 'cudnn' or 'torch', got 'fastest'"),
         ({"num_layers": 0}, "num_layers: expected a positive integer, got 0"),
         ({"dropout": 2.0}, r"dropout: expected a probability in \[0, 1\], got 2.0"),
     ],
