@@ -24,7 +24,7 @@ from bench.records import RESULTS, Row, load  # noqa: E402
 
 BEGIN, END = "<!-- lstm table -->", "<!-- end -->"
 PLOT = ROOT / "docs" / "lstm_speed.svg"
-OURS, AUTO, THEIRS = "fastlstm-triton", "fastlstm-auto", "nn.LSTM"
+OURS, HOPPER, AUTO, THEIRS = "fastlstm-triton", "fastlstm-hopper", "fastlstm-auto", "nn.LSTM"
 LAYERS = ((OURS, "bf16"), (THEIRS, "fp16"), (THEIRS, "bf16"))
 RIVALS = ("torchrl", "flashrnn-alternating", "flashrnn-fused")
 DTYPES = ("bf16", "fp16")
@@ -64,9 +64,9 @@ class Results:
         row = self.row(size, case, contestant, dtype, metric=metric, mode=mode, kind=kind)
         return float(row["median"]) if row and row["median"] else None
 
-    def ratio(self, size: Shape, case: str, mode: str = "queued") -> float | None:
+    def ratio(self, size: Shape, case: str, mode: str = "queued", *, contestant: str = OURS) -> float | None:
         """The time of the faster of nn.LSTM's fp16 and bf16 over ours in bf16."""
-        ours = self.value(size, case, OURS, mode=mode)
+        ours = self.value(size, case, contestant, mode=mode)
         theirs = [self.value(size, case, THEIRS, dtype, mode=mode) for dtype in ("fp16", "bf16")]
         measured = [value for value in theirs if value is not None]
         return None if ours is None or not measured else min(measured) / ours
@@ -272,8 +272,8 @@ def default_table(results: Results, T: int, mode: str = "queued") -> str:
 
 
 def sent_to_us(results: Results) -> str:
-    """How often nn.LSTM is faster, in the same dtype, than our kernels where the chooser takes them."""
-    ratios, lost = 0, []
+    """Where nn.LSTM is faster in the same dtype than our kernels that the chooser takes; of single steps, how often."""
+    ratios, lost, steps = 0, [], 0
     for mode in ("queued", "eager"):
         for T in sorted({size_of(row).T for row in results.rows}):
             for size, case, dtype in itertools.product(results.sizes(T, mode), CASES, DTYPES):
@@ -281,14 +281,46 @@ def sent_to_us(results: Results) -> str:
                 if ratio is None or chosen(size, dtype, case) not in ("hopper", "triton"):
                     continue
                 ratios += 1
-                if ratio < 1:
-                    whole = ", whole call" if mode == "eager" else ""
-                    lost.append(f"{size} {CASES[case]} {dtype}{whole} {times(ratio)}")
-    where = f"in {len(lost)} of these: {'; '.join(lost)}" if lost else "in none of these"
+                if ratio < 1 and T == 1:
+                    steps += 1
+                elif ratio < 1:
+                    lost.append(f"{size} {CASES[case]} {dtype} {times(ratio)}")
+    where = [f"at {'; '.join(lost)}"] if lost else []
+    if steps:
+        where.append(f"in {steps} cases of a single step, mostly whole calls in fp16 (below)")
     return (
         f"Left to itself `fastlstm.LSTM` takes our kernels in {ratios} of the cases measured; in the same dtype "
-        f"nn.LSTM is faster {where}."
+        f"nn.LSTM is faster {' and '.join(where) or 'in none of these'}."
     )
+
+
+def hopper_table(results: Results, T: int) -> str:
+    """The Hopper kernels where they were timed, bf16: times a step, and ratios to the faster nn.LSTM."""
+    head = [
+        "H",
+        "B",
+        "forward",
+        "ratio",
+        "byte ids",
+        "every c_t",
+        "for training",
+        "forward + backward",
+        "ratio",
+        "byte ids",
+    ]
+    rows = []
+    for size in results.sizes(T):
+        if results.value(size, "forward_infer", HOPPER) is None:
+            continue
+
+        def time(case: str, kind: str = "dense", size: Shape = size) -> str:
+            return number(results.value(size, case, HOPPER, kind=kind))
+
+        forward = [time("forward_infer"), times(results.ratio(size, "forward_infer", contestant=HOPPER))]
+        forward += [time("forward_infer", "ids"), time("forward_cells"), time("forward_train")]
+        both = [time("forward_backward"), times(results.ratio(size, "forward_backward", contestant=HOPPER))]
+        rows.append([str(size.H), str(size.B), *forward, *both, time("forward_backward", "ids")])
+    return table(head, rows) if rows else ""
 
 
 def details(summary: str, text: str) -> str:
@@ -310,6 +342,7 @@ def section(rows: Iterable[Row]) -> str:
         f"*{caption(results)}.*",
     ]
     folded = [
+        ("Kernels with resident weights (`hopper`), bf16, T = 128", hopper_table(results, 128)),
         ("What `fastlstm.LSTM` runs by itself, T = 128; nn.LSTM in the same dtype", default_table(results, 128)),
         ("T = 512", speed_table(results, 512) if results.sizes(512) else ""),
         ("One step (T = 1): the whole call in microseconds", step_table(results) if results.sizes(1, "eager") else ""),

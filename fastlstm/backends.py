@@ -98,28 +98,36 @@ def _above(low: int) -> tuple[float, float]:
     return low, float("inf")
 
 
-# The Hopper kernels against the Triton kernels: NVIDIA H100, kernels alone, T = 128, microseconds a step;
-# fastlstm_kernels/hopper/NOTES.md.
+# One layer, dense inputs, NVIDIA H100, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128;
+# bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
+# The Hopper kernels against the Triton kernels:
 HOPPER_FASTER = (
-    MeasuredRow("7.5 against 13.1 at H=2048 B=128, 4.2 against 7.1 at B=16", HALF, H=(1536, 2048), T=_above(2)),
-    MeasuredRow("3.9 against 5.7 at H=1024 B=128", HALF, H=(1024, 1280), B=(33, 128), T=_above(2)),
+    MeasuredRow("8.69 against 14.5 at H=2048 B=128", HALF, H=(1536, 2048), B=(1, 256), T=_above(2)),
+    MeasuredRow(
+        "forward + backward 109 against 120 at H=2048 B=512",
+        HALF,
+        H=(1536, 2048),
+        B=_above(257),
+        T=_above(2),
+        training=True,
+    ),
+    MeasuredRow("4.52 against 6.23 at H=1024 B=128", HALF, H=(1024, 1280), B=(33, 128), T=_above(2)),
+    MeasuredRow(
+        "forward + backward 161 against 176 at H=1024 B=2048",
+        HALF,
+        H=(1024, 1280),
+        B=_above(512),
+        T=_above(2),
+        training=True,
+    ),
 )
-# cuDNN against the Triton kernels: NVIDIA H200, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at
-# T = 128, of the whole call at T = 1; bench/results/lstm.csv. One row for each reason, so that a new measurement takes
-# its row away.
+# cuDNN against the Triton kernels:
 CUDNN_FASTER = (
     MeasuredRow(
-        "eager 210 against 508 at H=256 B=1, 214 against 519 at H=2048 B=128", HALF[:1], T=(1, 1), training=False
+        "forward + backward 388 against 408 at H=4096 B=512", HALF, H=_above(4096), B=_above(512), training=True
     ),
     MeasuredRow(
-        "eager 433 against 508 at H=256 B=1, 426 against 519 at H=2048 B=128", HALF[1:], T=(1, 1), training=False
-    ),
-    MeasuredRow("543 against 567 at H=4096 B=2048", HALF, H=_above(4096), B=_above(2048)),
-    MeasuredRow(
-        "forward + backward 375 against 426 at H=4096 B=512", HALF, H=_above(2048), B=_above(512), training=True
-    ),
-    MeasuredRow(
-        "forward + backward 170 against 170 at H=1024 B=2048", HALF, H=_above(1024), B=_above(2048), training=True
+        "forward + backward 465 against 508 at H=2048 B=2048", HALF, H=_above(2048), B=_above(2048), training=True
     ),
 )
 
