@@ -3,7 +3,8 @@
 - ``triton``: the fused kernels of ``fastlstm_kernels``; every feature, on NVIDIA GPUs (or in Triton's interpreter).
 - ``cudnn``: the kernel behind torch.nn.LSTM on a GPU; dense inputs, and neither c_t nor resets. It keeps c in the
   dtype of the weights while it runs.
-- ``torch``: plain PyTorch; every feature and dtype, anywhere.
+- ``torch``: plain PyTorch; every feature and dtype, anywhere. Without gradients or resets, float32 on an x86 CPU runs on
+  oneDNN's LSTM.
 
 A kernel can be forced, by an argument or by the environment variable FASTLSTM_BACKEND (torch.compile reads it when it
 traces); the argument wins.
@@ -19,6 +20,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+
+from fastlstm_kernels.eager import HAS_ONEDNN
+from fastlstm_kernels.onednn import FEWEST_STEPS
 
 Backend = Literal["auto", "triton", "cudnn", "torch"]
 FORCED = ("triton", "cudnn", "torch")
@@ -122,6 +126,8 @@ def choose(call: Call, backend: str = "auto") -> Choice:
             raise ValueError(f"{source}={forced!r} cannot run this call: {refusal}")
         return Choice(forced, f"forced by {source}")
     if call.device != "cuda":
+        if call.device == "cpu" and HAS_ONEDNN and call.dtype == torch.float32 and not (call.training or call.resets):
+            return Choice("torch", f"oneDNN's LSTM, as in torch.nn.LSTM on a CPU, from {FEWEST_STEPS} steps on")
         return Choice("torch", f"plain PyTorch on {call.device}; the Triton kernels need an NVIDIA GPU")
     no_triton, no_cudnn = triton_refusal(call), cudnn_refusal(call)
     if no_triton is not None:

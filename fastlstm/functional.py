@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm import onednn
 from fastlstm.backends import Call, choose, warn_of_fallback
 from fastlstm.ops import cell_dtype, lstm_layer
 from fastlstm_kernels import eager
@@ -207,15 +208,19 @@ class _Run(NamedTuple):
                 resets = self._reversed(after)
                 if self.ends is not None:
                     resets = torch.cat((torch.zeros_like(resets[:1]), resets[1:]))
-        ids = x if x.dim() == 2 else None
-        h, c_n, cells = lstm_layer(
-            *(_input_product(layer, None if ids is not None else x), layer.weight_hh, h0, c0),
-            ids=ids,
-            resets=resets,
-            return_cells=self.return_cells or self.ends is not None,
-            recompute=self.recompute,
-            backend=self.backend,
-        )
+        keep = self.return_cells or self.ends is not None
+        if self.backend == "torch" and resets is None and onednn.serves(x, *layer, h0, c0):
+            h, c_n, cells = onednn.lstm_layer(x, *layer, h0, c0, return_cells=keep)
+        else:
+            ids = x if x.dim() == 2 else None
+            h, c_n, cells = lstm_layer(
+                *(_input_product(layer, None if ids is not None else x), layer.weight_hh, h0, c0),
+                ids=ids,
+                resets=resets,
+                return_cells=keep,
+                recompute=self.recompute,
+                backend=self.backend,
+            )
         final = (h[-1], c_n)
         if self.ends is not None:
             assert cells is not None

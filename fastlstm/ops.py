@@ -33,7 +33,7 @@ def _lstm_forward(
     """h, c_n, and as asked for every c_t and the activated gates (else empty)."""
     with _settled(weight_hh):
         if ids is not None:
-            _check_ids(ids, inputs.shape[0])
+            check_ids(ids, inputs.shape[0])
         if backend == "triton":
             from fastlstm_kernels.forward import lstm_forward
 
@@ -189,7 +189,7 @@ def _settled(tensor: Tensor) -> Iterator[None]:
         yield
 
 
-def _check_ids(ids: Tensor, rows: int) -> None:
+def check_ids(ids: Tensor, rows: int) -> None:
     """The kernels read a table row for each id unseen; on a GPU the check is an assertion there, without waiting."""
     if rows >= BYTE_VALUES:
         return

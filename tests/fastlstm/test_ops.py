@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastlstm.ops import lstm_layer
+from fastlstm_kernels.eager import HAS_ONEDNN
 from recurrences import DEVICE, Case
 from tolerance import assert_as_good_as
 
@@ -58,6 +59,15 @@ def test_backward_passes_opcheck(rows: int) -> None:
     weight, h0, c0 = strided(case.weight_hh), strided(case.h0), strided(case.c0)
     given = (strided(case.dh), case.c0, None, gates, h, cells, weight, h0, c0, None, case.ids, case.resets)
     torch.library.opcheck(BACKWARD, (*given, rows, "torch"))
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="needs torch with oneDNN on x86")
+@pytest.mark.parametrize(("rows", "save_cells"), [(0, True), (9, True), (0, False)])
+def test_onednn_passes_opcheck(rows: int, save_cells: bool) -> None:
+    case = Case(5, 3, 8, torch.float32, rows=rows)
+    x = torch.randn(5, 3, 9) if case.ids is None else case.ids.cpu()
+    weights = (torch.randn(32, 9), case.weight_hh.cpu(), torch.randn(32), case.h0.cpu(), case.c0.cpu())
+    torch.library.opcheck(torch.ops.fastlstm.onednn_lstm.default, (x, *weights, save_cells))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
