@@ -3,8 +3,8 @@
 - ``triton``: the fused kernels of ``fastlstm_kernels``; every feature, on NVIDIA GPUs (or in Triton's interpreter).
 - ``cudnn``: the kernel behind torch.nn.LSTM on a GPU; dense inputs, and neither c_t nor resets. It keeps c in the
   dtype of the weights while it runs.
-- ``torch``: plain PyTorch; every feature and dtype, anywhere. Without gradients or resets, float32 on an x86 CPU runs on
-  oneDNN's LSTM.
+- ``torch``: plain PyTorch; every feature and dtype, anywhere. Without gradients or resets, float32 on an x86 CPU runs
+  on oneDNN's LSTM.
 
 A kernel can be forced, by an argument or by the environment variable FASTLSTM_BACKEND (torch.compile reads it when it
 traces); the argument wins.

@@ -8,6 +8,7 @@ of its h_t, which oneDNN returned openly. If not, ``eager.lstm_forward`` runs in
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from collections.abc import Sequence
@@ -106,10 +107,11 @@ def _run(
     if earlier is None:
         return h, h_n, c_n, False
     cells[:-1], cells[-1] = earlier, c_n
-    return h, h_n, c_n, not bool((cells * h).amin() < 0)
+    return h, h_n, c_n, not (cells * h).amin().item() < 0
 
 
-def workspace_parts(sizes: Sizes, width: int) -> list[int]:
+@functools.lru_cache
+def workspace_parts(sizes: Sizes, width: int) -> tuple[int, ...]:
     """Bytes of each part of oneDNN's workspace for a layer of ``width`` inputs.
 
     They are the gates; the hidden states of a projection; inputs and h, by layer and step, the initial ones first; c
@@ -119,7 +121,7 @@ def workspace_parts(sizes: Sizes, width: int) -> list[int]:
     states = 2 * (T + 1) * B * _row(max(H, width))
     c = 2 * (T + 1) * B * H
     floats = (T * B * _row(4 * H), T * B * _row(H), states, c, states, states, c)
-    return [-(-FLOAT_BYTES * count // PAGE_BYTES) * PAGE_BYTES for count in floats]
+    return tuple(-(-FLOAT_BYTES * count // PAGE_BYTES) * PAGE_BYTES for count in floats)
 
 
 def cells_before_last(workspace: Tensor, sizes: Sizes, width: int) -> Tensor | None:

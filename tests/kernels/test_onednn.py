@@ -114,10 +114,20 @@ def test_parameters_give_no_graph_and_the_workspace_is_freed() -> None:
 
 def test_another_size_of_workspace_runs_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     given = draw(6, 3, 5, 16)
-    monkeypatch.setattr(onednn, "_row", lambda count: count + 64)
+    monkeypatch.setattr(onednn, "workspace_parts", lambda sizes, width: (4096,) * 7)
     with pytest.warns(UserWarning, match="not laid out as expected"):
         got = onednn.lstm_layer(*given, save_cells=True)
     assert_right(given, got)
+
+
+def test_nan_is_no_sign_of_a_wrong_layout() -> None:
+    given = draw(6, 3, 5, 16)
+    given.x[2, 1] = torch.nan
+    got = onednn.lstm_layer(*given, save_cells=True)
+    assert got.cells is not None
+    for tensor in (got.h, got.cells):
+        assert tensor[2:, 1].isnan().all()
+        assert tensor[:, ::2].isfinite().all()
 
 
 @pytest.mark.parametrize("ids", [False, True])
