@@ -1,8 +1,8 @@
 """The recurrence where there is no GPU: the reference's steps, faster, keeping only what is asked for.
 
 On x86, float32 products go to oneDNN with the recurrent weights packed once for all steps, if there are enough of both:
-on two cores of an AMD EPYC (AVX-512), B = 16, a step's product takes it 28 us at H = 128, 60 at H = 256 and 195 at
-H = 512, and addmm, which needs no packing, 20, 78 and 322.
+on two cores of an AMD EPYC (AVX-512), B = 16, a step of the forward took 245 us at H = 384 and 306 at H = 512, and with
+addmm, which needs no packing, 292 and 407; at H = 256 they were alike. With one row the backward is faster without.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from fastlstm_kernels.shapes import cell_dtype, check_shapes
 
 # MKL is in torch on x86 alone.
 HAS_ONEDNN: bool = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-PACKED_HIDDEN = 256  # from this H on
+PACKED_HIDDEN = 384  # from this H on
 PACKED_STEPS = 8  # and for this many steps, packing the weights is repaid
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -173,10 +173,10 @@ def recurrent_product(weight: Tensor, rows: int, steps: int) -> Product:
 
 def backward_product(weight: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor]:
     """d_z -> d_z weight for d_z (rows, 4H), as a new tensor, to be called for every step."""
-    if packs(weight, steps):
+    if rows > 1 and packs(weight, steps):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), rows)
-        linear = torch.ops.mkldnn._linear_pointwise.default
-        return lambda d_z: linear(d_z, packed, None, "none", [], "")
+        pointwise = torch.ops.mkldnn._linear_pointwise.default
+        return lambda d_z: pointwise(d_z, packed, None, "none", [], "")
     return lambda d_z: d_z @ weight
 
 
