@@ -72,8 +72,8 @@ def lstm_layer(
     ``bias`` (4H,) or None; ``h0`` and ``c0`` (B, H). ``save_cells`` keeps every c_t; h is the same with and without.
     """
     (T, B), (gates, H), width = x.shape[:2], weight_hh.shape, weight_ih.shape[1]
-    no_bias = weight_hh.new_zeros(gates)
-    weights = [tensor.detach() for tensor in (weight_ih, weight_hh, no_bias if bias is None else bias, no_bias)]
+    no_bias = h0.new_zeros(gates)
+    weights = (weight_ih.detach(), weight_hh.detach(), no_bias if bias is None else bias.detach(), no_bias)
     parts = math.ceil(sum(workspace_parts(Sizes(T, B, H), width)) / WORKSPACE_BYTES)
     steps = math.ceil(T / parts)
     h, c = h0.detach().contiguous(), c0.detach().contiguous()
@@ -106,7 +106,7 @@ def _run(
     earlier = cells_before_last(workspace, Sizes(*h.shape), x.shape[2])
     if earlier is None:
         return h, h_n, c_n, False
-    cells[:-1], cells[-1] = earlier, c_n
+    torch.cat((earlier, c_n.unsqueeze(0)), out=cells)
     return h, h_n, c_n, not (cells * h).amin().item() < 0
 
 
