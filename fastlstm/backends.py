@@ -5,7 +5,8 @@
 - ``triton``: the fused kernels of ``fastlstm_kernels``; every feature, on NVIDIA GPUs (or in Triton's interpreter).
 - ``cudnn``: the kernel behind torch.nn.LSTM on a GPU; dense inputs, and neither c_t nor resets. It keeps c in the
   dtype of the weights while it runs.
-- ``torch``: plain PyTorch; every feature and dtype, anywhere.
+- ``torch``: plain PyTorch; every feature and dtype, anywhere. Without gradients or resets, float32 on an x86 CPU runs
+  on oneDNN's LSTM.
 
 A kernel can be forced, by an argument or by the environment variable FASTLSTM_BACKEND (torch.compile reads it when it
 traces); the argument wins.
@@ -22,8 +23,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from fastlstm_kernels.eager import HAS_ONEDNN
 from fastlstm_kernels.hopper.plans import size_refusal
 from fastlstm_kernels.launch import HOPPER
+from fastlstm_kernels.onednn import FEWEST_STEPS
 
 Backend = Literal["auto", "hopper", "triton", "cudnn", "torch"]
 FORCED = ("hopper", "triton", "cudnn", "torch")
@@ -160,6 +163,8 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
             raise ValueError(f"{source}={forced!r} cannot run this call: {refusal}")
         return Choice(forced, f"forced by {source}")
     if call.device != "cuda":
+        if call.device == "cpu" and HAS_ONEDNN and call.dtype == torch.float32 and not (call.training or call.resets):
+            return Choice("torch", f"oneDNN's LSTM, as in torch.nn.LSTM on a CPU, from {FEWEST_STEPS} steps on")
         return Choice("torch", f"plain PyTorch on {call.device}; the Triton kernels need an NVIDIA GPU")
     sizes = f"H={call.hidden_size} B={call.batch_size} {call.dtype}"
     resident = next((row for row in HOPPER_FASTER if row.covers(call)), None)

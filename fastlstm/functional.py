@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
+from fastlstm import onednn
 from fastlstm.backends import Call, choose, warn_of_fallback
 from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer, settled
 from fastlstm_kernels.launch import capability_of
@@ -250,16 +251,26 @@ class _Run(NamedTuple):
                 resets = self._reversed(after)
                 if self.ends is not None:
                     resets = torch.cat((torch.zeros_like(resets[:1]), resets[1:]))
-        h, c_n, cells = lstm_layer(
-            layer_inputs(x, layer.weight_ih, layer.bias_ih, layer.bias_hh, backend=self.backend),
-            *(layer.weight_hh, h0, c0),
-            resets=resets,
-            return_cells=kept is not None or self.ends is not None,
-            cells_dtype=None if kept is None else kept.dtype,
-            units=None if kept is None else kept.units,
-            recompute=self.recompute,
-            backend=self.backend,
-        )
+        keep = kept is not None or self.ends is not None
+        done = None
+        if self.backend == "torch" and resets is None:
+            done = onednn.lstm_layer(x, *layer, h0, c0, return_cells=keep)
+        if done is not None:
+            h, c_n, cells = done
+            if kept is not None and cells is not None:
+                cells = cells if kept.units is None else cells.index_select(2, kept.units)
+                cells = cells if kept.dtype is None else cells.to(kept.dtype)
+        else:
+            h, c_n, cells = lstm_layer(
+                layer_inputs(x, layer.weight_ih, layer.bias_ih, layer.bias_hh, backend=self.backend),
+                *(layer.weight_hh, h0, c0),
+                resets=resets,
+                return_cells=keep,
+                cells_dtype=None if kept is None else kept.dtype,
+                units=None if kept is None else kept.units,
+                recompute=self.recompute,
+                backend=self.backend,
+            )
         final = (h[-1], c_n)
         if self.ends is not None:
             assert cells is not None

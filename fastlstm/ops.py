@@ -93,7 +93,7 @@ def _run_forward(
 ) -> _Forward:
     with settled(weight_hh):
         if ids is not None:
-            _check_ids(ids, inputs.shape[0])
+            check_ids(ids, inputs.shape[0])
         if backend == "triton":
             from fastlstm_kernels.forward import lstm_forward
 
@@ -379,7 +379,7 @@ def settled(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     return _elsewhere(tensor)
 
 
-def _check_ids(ids: Tensor, rows: int) -> None:
+def check_ids(ids: Tensor, rows: int) -> None:
     """The kernels read a table row for each id unseen; on a GPU the check is an assertion there, without waiting."""
     if rows >= BYTE_VALUES:
         return
@@ -389,7 +389,7 @@ def _check_ids(ids: Tensor, rows: int) -> None:
         raise ValueError(f"ids: expected values below {rows}, got {int(ids.max())}")
 
 
-def _unseen(tensors: tuple[Tensor | None, ...]) -> bool:
+def unseen(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether nobody watches the operators go by, as a trace or a tensor of another class does.
 
     Then the kernel can be called without them, which took 17 of 22 us of a call on a CPU (torch 2.13).
@@ -427,7 +427,7 @@ def lstm_layer(
     trained = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
     if trained or (return_cells and cells_dtype is None):
         cells_dtype = cell_dtype(weight_hh.dtype)
-    if not trained and _unseen(tensors):
+    if not trained and unseen(tensors):
         h, c_n, cells, _ = _run_forward(*tensors, cells_dtype, False, backend)
     else:
         check_shapes(values, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)

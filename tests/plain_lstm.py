@@ -96,10 +96,33 @@ def assert_right(
 ) -> dict[str, Tensor]:
     """Hold every output and gradient of the module against float64; returns them."""
     got = module_lstm(lstm, x, hx, resets=resets, lengths=lengths)
+    _hold_against_float64(got, lstm, x, hx, resets=resets, lengths=lengths)
+    return got
+
+
+def assert_outputs_right(
+    lstm: LSTM, x: Tensor, hx: tuple[Tensor, Tensor], *, lengths: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Hold every output of the module without gradients against float64; returns them."""
+    with torch.no_grad():
+        output, (h_n, c_n), cells = lstm(x, hx, lengths=lengths, return_cells=True)
+    got = {"output": output, "h_n": h_n, "c_n": c_n, "cells": cells}
+    _hold_against_float64(got, lstm, x, hx, lengths=lengths)
+    return got
+
+
+def _hold_against_float64(
+    got: dict[str, Tensor],
+    lstm: LSTM,
+    x: Tensor,
+    hx: tuple[Tensor, Tensor],
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> None:
     dtype = next(lstm.parameters()).dtype
     dense = torch.nn.functional.one_hot(x.long(), lstm.input_size) if x.dtype == torch.uint8 else x
     truth = plain_lstm(lstm, dense, hx, torch.float64, resets=resets, lengths=lengths)
     naive = plain_lstm(lstm, dense, hx, dtype, resets=resets, lengths=lengths)
     for name, tensor in got.items():
         assert_as_good_as(name, tensor, naive[name], truth[name])
-    return got

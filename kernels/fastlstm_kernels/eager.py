@@ -1,7 +1,8 @@
 """The recurrence where there is no GPU: the reference's steps, faster, keeping only what is asked for.
 
-On x86, float32 products go to oneDNN with the recurrent weights packed once for all steps: on an AMD EPYC (AVX-512) it
-multiplies a step twice as fast as addmm at H = 256 and 2.5 times at H = 512.
+On x86, float32 products go to oneDNN with the recurrent weights packed once for all steps, if there are enough of both:
+on two cores of an AMD EPYC (AVX-512), B = 16, a step of the forward took 245 us at H = 384 and 306 at H = 512, and with
+addmm, which needs no packing, 292 and 407; at H = 256 they were alike. With one row the backward is faster without.
 """
 
 from __future__ import annotations
@@ -12,9 +13,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastlstm_kernels import reference
 from fastlstm_kernels.reference import Backward, shifted
 from fastlstm_kernels.shapes import cell_dtype, check_shapes
+
+# MKL is in torch on x86 alone.
+HAS_ONEDNN: bool = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+PACKED_HIDDEN = 384  # from this H on
+PACKED_STEPS = 8  # and for this many steps, packing the weights is repaid
 
 Product = Callable[[Tensor, Tensor], Tensor]
 
@@ -45,7 +50,7 @@ def lstm_forward(
     """
     T, B, H = check_shapes(inputs, ids, weight_hh, h0, c0, resets)
     dtype = cell_dtype(weight_hh.dtype)
-    product = recurrent_product(weight_hh.to(dtype), B)
+    product = recurrent_product(weight_hh.to(dtype), B, T)
     inputs = inputs.to(dtype)
     steps = inputs.unbind() if ids is None else ids.long().unbind()
     resetting = None if resets is None else resets.unsqueeze(2).unbind()
@@ -106,17 +111,46 @@ def lstm_backward(
     dc_n: Tensor | None = None,
     resets: Tensor | None = None,
 ) -> Backward:
-    """``reference.lstm_backward``, with oneDNN's product where the forward has it."""
-    weight = weight_hh.to(c.dtype)
-    product = None
-    if uses_onednn(weight):
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), c.shape[1])
+    """Gradients of the recurrence; arguments and result as in ``reference.lstm_backward``.
 
-        def product(d_z: Tensor) -> Tensor:
-            result: Tensor = torch.ops.mkldnn._linear_pointwise(d_z, packed, None, "none", [], "")
-            return result
-
-    return reference.lstm_backward(dh, dc, gates, c, c0, weight, dc_n=dc_n, resets=resets, product=product)
+    ``dc_n`` (B, H) is the gradient of the last c as a value of its own. A step is computed while it is in the cache;
+    tanh alone is taken of all steps at once, to use every core.
+    """
+    T, B, H = c.shape
+    product = backward_product(weight_hh.to(c.dtype), B, T)
+    sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
+    tanh_backward = torch.ops.aten.tanh_backward.grad_input
+    d_gates = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    d_gate = d_gates.view(T, B, 4, H)
+    views = (d_gates, d_gate[:, :, :2], *d_gate.unbind(2))
+    gate = gates.view(T, B, 4, H)
+    kept = (gate[:, :, :2], *gate.unbind(2), c.tanh(), shifted(c, c0, resets))
+    steps = list(zip(*(view.unbind() for view in (*views, *kept)), strict=True))
+    resetting = None if resets is None else resets.unsqueeze(2).unbind()
+    dh_of, dc_of = (None if d is None else d.to(c.dtype).unbind() for d in (dh, dc))
+    dh_next, dc_t, scratch = (torch.zeros(B, H, dtype=c.dtype, device=c.device) for _ in range(3))
+    if dc_n is not None:
+        dc_t.copy_(dc_n)
+    for t in range(T - 1, -1, -1):
+        d_z, d_if, d_i, d_f, d_g, d_o, i_f, i, f, g, o, tanh_c, c_prev = steps[t]
+        dh_t = dh_next if dh_of is None else dh_next.add_(dh_of[t])
+        if dc_of is not None:
+            dc_t.add_(dc_of[t])
+        torch.mul(dh_t, o, out=scratch)
+        dc_t.add_(tanh_backward(scratch, tanh_c, grad_input=scratch))
+        torch.mul(dc_t, g, out=d_i)
+        torch.mul(dc_t, c_prev, out=d_f)
+        sigmoid_backward(d_if, i_f, grad_input=d_if)
+        torch.mul(dc_t, i, out=scratch)
+        tanh_backward(scratch, g, grad_input=d_g)
+        torch.mul(dh_t, tanh_c, out=scratch)
+        sigmoid_backward(scratch, o, grad_input=d_o)
+        dc_t.mul_(f)
+        dh_next = product(d_z)
+        if resetting is not None:
+            dh_next.masked_fill_(resetting[t], 0)
+            dc_t.masked_fill_(resetting[t], 0)
+    return Backward(d_gates, dh_next, dc_t)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -127,9 +161,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
-def recurrent_product(weight: Tensor, rows: int) -> Product:
-    """The function (x, h) -> x + h weight^T for x (rows, 4H), h (rows, H) and ``weight`` (4H, H), as a new tensor."""
-    if uses_onednn(weight):
+def recurrent_product(weight: Tensor, rows: int, steps: int) -> Product:
+    """(x, h) -> x + h weight^T for x (rows, 4H), h (rows, H), ``weight`` (4H, H), to be called for every step."""
+    if packs(weight, steps):
         packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
         binary = torch.ops.mkldnn._linear_pointwise.binary
         return lambda x, h: binary(h, x, packed, None, "add")
@@ -137,7 +171,20 @@ def recurrent_product(weight: Tensor, rows: int) -> Product:
     return lambda x, h: torch.addmm(x, h, transposed)
 
 
+def backward_product(weight: Tensor, rows: int, steps: int) -> Callable[[Tensor], Tensor]:
+    """d_z -> d_z weight for d_z (rows, 4H), as a new tensor, to be called for every step."""
+    if rows > 1 and packs(weight, steps):
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.t().contiguous(), rows)
+        pointwise = torch.ops.mkldnn._linear_pointwise.default
+        return lambda d_z: pointwise(d_z, packed, None, "none", [], "")
+    return lambda d_z: d_z @ weight
+
+
+def packs(weight: Tensor, steps: int) -> bool:
+    """Whether ``steps`` products with the recurrent ``weight`` (4H, H) go to oneDNN, and it is packed for them."""
+    return uses_onednn(weight) and weight.shape[1] >= PACKED_HIDDEN and steps >= PACKED_STEPS
+
+
 def uses_onednn(tensor: Tensor) -> bool:
     """Whether products with ``tensor`` go to oneDNN: torch's operators for it know x86 and float32 best."""
-    on_x86 = tensor.device.type == "cpu" and torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    return on_x86 and tensor.dtype == torch.float32 and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return HAS_ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32

@@ -15,6 +15,7 @@ import torch
 
 from fastlstm import LSTM, backends, explain
 from fastlstm.backends import CUDNN_FASTER, VARIABLE, Call, MeasuredRow, choose, warn_of_fallback
+from fastlstm_kernels.eager import HAS_ONEDNN
 from recurrences import DEVICE
 
 BF16 = Call(hidden_size=2048, batch_size=128, dtype=torch.bfloat16, capability=(9, 0))
@@ -71,6 +72,8 @@ def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (replace(BF16, capability=(7, 5)), "cudnn", r"needs compute capability \(8, 0\), and this GPU has \(7, 5\)"),
         (replace(BF16, capability=(7, 5), cells=True), "torch", "compute capability"),
         (replace(BF16, device="cpu"), "torch", "plain PyTorch on cpu"),
+        (replace(BF16, device="cpu", dtype=torch.float32, training=True), "torch", "plain PyTorch on cpu"),
+        (replace(BF16, device="cpu", dtype=torch.float32, resets=True), "torch", "plain PyTorch on cpu"),
     ],
 )
 def test_the_choice_follows_the_measured_rows(call: Call, backend: str, reason: str) -> None:
@@ -248,3 +251,9 @@ def test_a_gpu_chooses_as_it_says() -> None:
     backends._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="fastlstm runs 'torch'"):
         double(torch.zeros(3, 2, 5, device="cuda", dtype=torch.float64))
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="needs torch with oneDNN on x86")
+def test_a_cpu_runs_onednn_where_it_can() -> None:
+    choice = choose(replace(BF16, device="cpu", dtype=torch.float32, cells=True, lengths=True))
+    assert str(choice) == "torch: oneDNN's LSTM, as in torch.nn.LSTM on a CPU, from 4 steps on"

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from fastlstm import LSTM
 from fastlstm import lstm as functional
-from plain_lstm import assert_right, module_lstm
+from plain_lstm import assert_outputs_right, assert_right, module_lstm
 from recurrences import DEVICE, DTYPES
 from tolerance import assert_as_good_as
 
@@ -58,6 +58,22 @@ def some_resets(T: int, B: int) -> Tensor:
 )
 def test_every_output_and_gradient_is_right(T: int, B: int, options: dict[str, object], backend: str) -> None:
     assert_right(*make(T, B, 5, 11, backend=backend, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "lengths", "ids"),
+    [
+        ({"num_layers": 2, "bidirectional": True}, None, False),
+        ({"bias": False}, [6, 2, 0], False),
+        ({"bidirectional": True}, [6, 2, 0], True),
+        ({"recompute": True}, None, True),
+    ],
+)
+def test_outputs_without_gradients_are_right(options: dict[str, object], lengths: list[int] | None, ids: bool) -> None:
+    lstm, x, hx = make(6, 3, 7, 16, backend="torch", **options)
+    given = torch.randint(0, 7, (6, 3), dtype=torch.uint8).to(DEVICE) if ids else x
+    ends = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    assert_outputs_right(lstm, given, hx, lengths=ends)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

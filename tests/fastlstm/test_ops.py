@@ -12,6 +12,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastlstm import ops
 from fastlstm.ops import Inputs, cell_dtype, layer_inputs, lstm_layer
+from fastlstm_kernels.eager import HAS_ONEDNN
 from recurrences import DEVICE, Case
 from tolerance import assert_as_good_as
 
@@ -93,6 +94,15 @@ def test_triton_passes_opcheck(kind: dict[str, int], dtype: torch.dtype) -> None
 def test_backward_passes_opcheck(kind: dict[str, int], recompute: bool) -> None:
     case = Case(3, 2, 4, torch.bfloat16, resets=0.3, **kind)
     torch.library.opcheck(BACKWARD, backward_arguments(case, "torch", recompute=recompute, strided=True))
+
+
+@pytest.mark.skipif(not HAS_ONEDNN, reason="needs torch with oneDNN on x86")
+@pytest.mark.parametrize(("rows", "save_cells"), [(0, True), (9, True), (0, False)])
+def test_onednn_passes_opcheck(rows: int, save_cells: bool) -> None:
+    case = Case(5, 3, 8, torch.float32, rows=rows)
+    x = torch.randn(5, 3, 9) if case.ids is None else case.ids.cpu()
+    weights = (torch.randn(32, 9), case.weight_hh.cpu(), torch.randn(32), case.h0.cpu(), case.c0.cpu())
+    torch.library.opcheck(torch.ops.fastlstm.onednn_lstm.default, (x, *weights, save_cells))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])

@@ -50,6 +50,32 @@ def test_nothing_is_kept_that_nobody_asked_for() -> None:
     assert torch.equal(case.c0, c0)
 
 
+def test_packed_weights_are_right() -> None:
+    case = Case(eager.PACKED_STEPS, 3, eager.PACKED_HIDDEN, torch.float32, resets=0.3)
+    given = (case.inputs, case.weight_hh, case.h0, case.c0)
+    out = eager.lstm_forward(*given, resets=case.resets, save_gates=True, save_cells=True)
+    assert out.cells is not None
+    assert out.gates is not None
+    back = eager.lstm_backward(case.dh, case.dc, out.gates, out.cells, case.c0, case.weight_hh, resets=case.resets)
+    truth, naive = case.run(torch.float64), case.run(torch.float32)
+    for name, tensor in ({"h": out.h, "c": out.cells, "gates": out.gates} | back._asdict()).items():
+        assert_as_good_as(name, tensor, naive[name], truth[name])
+
+
+def test_the_gradient_of_the_last_cell_joins_that_of_every_cell() -> None:
+    case = Case(4, 3, 5, torch.float32, resets=0.3)
+    out = eager.lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0, save_gates=True, save_cells=True)
+    assert out.cells is not None
+    assert out.gates is not None
+    given = (out.gates, out.cells, case.c0, case.weight_hh)
+    dc_n, both = torch.randn_like(case.c0), case.dc.clone()
+    both[-1] += dc_n
+    expected = eager.lstm_backward(case.dh, both, *given, resets=case.resets)
+    got = eager.lstm_backward(case.dh, case.dc, *given, dc_n=dc_n, resets=case.resets)
+    for tensor, other in zip(got, expected, strict=True):
+        assert torch.equal(tensor, other)
+
+
 def test_float64_is_the_reference() -> None:
     case = Case(4, 3, 5, torch.float64)
     given = (case.inputs, case.weight_hh, case.h0, case.c0.double())
