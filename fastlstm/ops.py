@@ -275,7 +275,10 @@ def _lstm_backward(
             d_weight_ih, d_bias = (
                 tensor if not tensor.numel() else layer.stacked(tensor) for tensor in (d_weight_ih, d_bias)
             )
-            d_inputs = layer.stacked(d_inputs.t()).t().contiguous() if ids is not None else d_inputs
+            if ids is not None:
+                d_inputs = layer.stacked(d_inputs.t()).t().contiguous()
+            elif weight_ih is None:
+                d_inputs = d_inputs.view(*d_inputs.shape[:2], -1, 4).transpose(2, 3).flatten(2)
     # Contiguous whatever the strides of the arguments, as the fake says.
     d_parameters = [tensor.to(weight_hh.dtype) for tensor in (d_inputs, d_weight_hh, d_weight_ih, d_bias)]
     d_inputs, d_weight_hh, d_weight_ih, d_bias = d_parameters

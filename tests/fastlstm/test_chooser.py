@@ -37,6 +37,7 @@ def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def _an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever GPU there is: the Hopper kernels' own question to the driver is answered as on an H100."""
     monkeypatch.setattr(backends, "_hopper_device_refusal", lambda: None)
+    monkeypatch.setattr(backends, "HOPPER_BY_ITSELF", True)
 
 
 @pytest.fixture
@@ -143,6 +144,14 @@ def test_a_choice_is_remembered_with_all_that_it_depends_on(monkeypatch: pytest.
     assert choose(WIDE) is first
     monkeypatch.setattr(torch.backends.cudnn, "enabled", not torch.backends.cudnn.enabled)
     assert choose(WIDE) is not first
+
+
+def test_the_hopper_kernels_want_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(backends, "HAS_TRITON", True)
+    assert choose(BF16).backend == "triton"
 
 
 @pytest.mark.parametrize("row", CUDNN_FASTER, ids=lambda row: row.evidence)

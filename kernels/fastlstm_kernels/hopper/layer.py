@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastlstm_kernels.hopper import backward, forward
+from fastlstm_kernels.shapes import check_shapes
 
 
 class LayerForward(NamedTuple):
@@ -30,6 +31,12 @@ class LayerBackward(NamedTuple):
     d_gates: Tensor
     dh0: Tensor
     dc0: Tensor
+
+
+def aligned(weight: Tensor) -> Tensor:
+    """``weight``, contiguous and at an address that loads of 16 bytes can have; a copy where it was not."""
+    weight = weight.contiguous()
+    return weight if weight.data_ptr() % 16 == 0 else weight.clone()
 
 
 def by_unit(rows: Tensor) -> Tensor:
@@ -57,8 +64,9 @@ def lstm_forward(
     cells_dtype: torch.dtype | None = None,
     units: Tensor | None = None,
 ) -> LayerForward:
-    """Run one layer over T steps; arguments as in ``fastlstm_kernels.forward.lstm_forward``."""
-    H = weight_hh.shape[1]
+    """Run one layer over T steps; arguments and errors as of ``fastlstm_kernels.forward.lstm_forward``."""
+    H = check_shapes(inputs, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh).H
+    weight_hh = aligned(weight_hh)
     if weight_ih is not None:
         bias = None if bias_ih is None or bias_hh is None else by_unit(bias_ih + bias_hh)
         product = F.linear(inputs, by_unit(weight_ih), bias)
@@ -89,7 +97,7 @@ def lstm_backward(
     resets: Tensor | None = None,
 ) -> LayerBackward:
     """Gradients of the recurrence; arguments as in ``fastlstm_kernels.backward.lstm_backward``, ``gates`` by unit."""
-    d_gates, dc0 = backward.lstm_backward(dh, dc, dc_n, gates, cells, c0, weight_hh, resets=resets)
+    d_gates, dc0 = backward.lstm_backward(dh, dc, dc_n, gates, cells, c0, aligned(weight_hh), resets=resets)
     dh0 = d_gates[0].transpose(1, 2).flatten(1) @ weight_hh
     if resets is not None:
         dh0 = dh0.masked_fill(resets[0].unsqueeze(1), 0)
