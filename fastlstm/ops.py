@@ -423,7 +423,7 @@ def lstm_layer(
     (T, B) bool zeroes the state before a step. c is float32 whatever the dtype of the weights (float64 for float64).
     Gradients reach every argument but ``ids`` and ``resets``; ``recompute`` computes the gates again in the backward in
     place of keeping them, (T, B, 4H). Without a gradient c_t may be had in ``cells_dtype``, and of chosen ``units``
-    (U,) alone, (T, B, U). ``backend`` is "triton" or "torch".
+    (U,) alone, (T, B, U). ``backend`` is "hopper", "triton" or "torch".
     """
     values, ids, weight_ih, bias_ih, bias_hh = inputs
     tensors = (values, weight_hh, h0, c0, ids, resets, weight_ih, bias_ih, bias_hh, units)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from tolerance import assert_as_good_as
 
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
@@ -122,3 +125,32 @@ def poisoned_memory() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "empty", poisoned)
         yield
+
+
+def run_forward(case: Case, tile: Any, **options: Any) -> dict[str, Tensor]:
+    """h, c and gates of ``fastlstm_kernels.forward.lstm_forward``, which must fill all that it returns."""
+    from fastlstm_kernels.forward import lstm_forward
+
+    with poisoned_memory():
+        out = lstm_forward(
+            case.inputs,
+            case.weight_hh,
+            case.h0,
+            case.c0,
+            resets=case.resets,
+            save_gates=True,
+            cells_dtype=torch.float32,
+            tile=tile,
+            **case.kind,
+            **options,
+        )
+    assert out.cells is not None
+    assert out.gates is not None
+    assert torch.equal(out.c_n.nan_to_num(9.0), out.cells[-1].nan_to_num(9.0))
+    return {"h": out.h, "c": out.cells, "gates": out.gates}
+
+
+def assert_as_good_as_naive(case: Case, got: dict[str, Tensor]) -> None:
+    truth, naive = case.run(torch.float64), case.run(case.dtype)
+    for name, tensor in got.items():
+        assert_as_good_as(name, tensor, naive[name], truth[name])

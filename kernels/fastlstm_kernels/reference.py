@@ -15,7 +15,6 @@ A true ``resets[t, b]`` zeroes h_{t-1} and c_{t-1} of sequence b before step t a
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -89,13 +88,12 @@ def lstm_backward(
     *,
     dc_n: Tensor | None = None,
     resets: Tensor | None = None,
-    product: Callable[[Tensor], Tensor] | None = None,
 ) -> Backward:
     """Gradients of the recurrence, from gradients of every h_t and every c_t.
 
     ``dh`` and ``dc`` (T, B, H), either may be None; ``gates`` (T, B, 4H) and ``c`` (T, B, H) as ``lstm_forward``
     returned them; ``c0`` (B, H); ``weight_hh`` (4H, H); ``dc_n`` (B, H), the gradient of the last c as a value of its
-    own, or None; ``resets`` (T, B) bool or None. ``product`` stands in for d_z -> d_z W_hh.
+    own, or None; ``resets`` (T, B) bool or None.
     """
     T, B, H = c.shape
     weight = weight_hh.to(c.dtype)
@@ -117,7 +115,7 @@ def lstm_backward(
         d_z = d_gates[t].view(B, 4, H)
         torch.mul(per_dc[t], dc_t.unsqueeze(1), out=d_z[:, :3])
         torch.mul(per_dh[t], dh_t, out=d_z[:, 3])
-        dh_next = d_gates[t] @ weight if product is None else product(d_gates[t])
+        dh_next = d_gates[t] @ weight
         dc_next = dc_t * f[t]
         if resets is not None:
             reset = resets[t].unsqueeze(1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from fastlstm_kernels.forward import lstm_forward
 from fastlstm_kernels.launch import Tile
-from recurrences import DEVICE, DTYPES, Case, poisoned_memory
-from tolerance import assert_as_good_as
+from recurrences import DEVICE, DTYPES, Case, assert_as_good_as_naive, poisoned_memory, run_forward
 
 SMALL = Tile(16, 16, 16, 2, 4)
 # T, B, H, tile: whole tiles, odd everything, less than a tile, one step, more tiles than one.
@@ -23,43 +24,21 @@ SHAPES = [
 ]
 
 
-def run(case: Case, tile: Tile | None = SMALL, **options: object) -> dict[str, torch.Tensor]:
-    with poisoned_memory():
-        out = lstm_forward(
-            case.inputs,
-            case.weight_hh,
-            case.h0,
-            case.c0,
-            resets=case.resets,
-            save_gates=True,
-            cells_dtype=torch.float32,
-            tile=tile,
-            **case.kind,
-            **options,  # type: ignore[arg-type]
-        )
-    assert out.cells is not None
-    assert out.gates is not None
-    assert torch.equal(out.c_n, out.cells[-1])
-    return {"h": out.h, "c": out.cells, "gates": out.gates}
-
-
-def assert_right(case: Case, got: dict[str, torch.Tensor]) -> None:
-    truth, naive = case.run(torch.float64), case.run(case.dtype)
-    for name, tensor in got.items():
-        assert_as_good_as(name, tensor, naive[name], truth[name])
+def run(case: Case, tile: Tile | None = SMALL, **options: Any) -> dict[str, torch.Tensor]:
+    return run_forward(case, tile, **options)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("T", "B", "H", "tile"), SHAPES)
 def test_every_output_is_right(T: int, B: int, H: int, tile: Tile | None, dtype: torch.dtype) -> None:
     case = Case(T, B, H, dtype)
-    assert_right(case, run(case, tile))
+    assert_as_good_as_naive(case, run(case, tile))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_resets_and_ids(dtype: torch.dtype) -> None:
     case = Case(5, 6, 20, dtype, resets=0.3, rows=9)
-    assert_right(case, run(case))
+    assert_as_good_as_naive(case, run(case))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -78,13 +57,13 @@ def test_dense_inputs_are_multiplied_inside(
     T: int, B: int, H: int, features: int, tile: Tile | None, dtype: torch.dtype
 ) -> None:
     case = Case(T, B, H, dtype, features=features, resets=0.2)
-    assert_right(case, run(case, tile))
+    assert_as_good_as_naive(case, run(case, tile))
 
 
 def test_dense_inputs_without_biases() -> None:
     case = Case(2, 5, 20, torch.float32, features=7)
     case.bias_ih = case.bias_hh = None
-    assert_right(case, run(case))
+    assert_as_good_as_naive(case, run(case))
 
 
 @pytest.mark.parametrize(("rows", "features"), [(0, 0), (9, 0), (0, 7)])
@@ -102,7 +81,7 @@ def test_no_state_is_a_state_of_zeros(rows: int, features: int) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saturated_gates(dtype: torch.dtype) -> None:
     case = Case(3, 4, 16, dtype, scale=100.0)
-    assert_right(case, run(case))
+    assert_as_good_as_naive(case, run(case))
 
 
 def test_a_reset_forgets_even_nan() -> None:
@@ -119,7 +98,7 @@ def test_a_reset_forgets_even_nan() -> None:
 
 def test_serpentine_sums_the_same_terms() -> None:
     case = Case(3, 2, 40, torch.float32)
-    assert_right(case, run(case, Tile(16, 16, 16, 2, 4, serpentine=True)))
+    assert_as_good_as_naive(case, run(case, Tile(16, 16, 16, 2, 4, serpentine=True)))
 
 
 def test_chosen_units_in_their_own_dtype() -> None:
@@ -172,7 +151,7 @@ def test_a_dtype_without_a_kernel_is_named() -> None:
 def test_one_launch_equals_a_launch_a_step(T: int, B: int, H: int, features: int, dtype: torch.dtype) -> None:
     case = Case(T, B, H, dtype, resets=0.1, features=features)
     steps = run(case, None, persistent=False)
-    assert_right(case, steps)
+    assert_as_good_as_naive(case, steps)
     for _ in range(3):
         once = run(case, None)
         for name, tensor in once.items():

@@ -13,10 +13,9 @@ import torch
 
 from fastlstm_kernels import small_batch
 from fastlstm_kernels.forward import lstm_forward
-from fastlstm_kernels.launch import ANY, SMALL_BATCH, SmallTile, Tile, forward_tile, small_batch_programs
+from fastlstm_kernels.launch import ANY, SMALL_BATCH, SmallTile, forward_tile, small_batch_programs
 from fastlstm_kernels.launch import small_batch_tile as chosen_tile
-from recurrences import DEVICE, Case, poisoned_memory
-from tolerance import assert_as_good_as
+from recurrences import DEVICE, Case, assert_as_good_as_naive, poisoned_memory, run_forward
 
 DTYPES = [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.gpu)]
 # T, B, H, tile: whole tiles, odd B, H that fills neither the K of the warps nor the last tile, one step, one warp.
@@ -30,50 +29,24 @@ SHAPES = [
 ]
 
 
-def run(case: Case, tile: SmallTile | Tile | None, **options: object) -> dict[str, torch.Tensor]:
-    with poisoned_memory():
-        out = lstm_forward(
-            case.inputs,
-            case.weight_hh,
-            case.h0,
-            case.c0,
-            ids=case.ids,
-            resets=case.resets,
-            save_gates=True,
-            cells_dtype=torch.float32,
-            tile=tile,
-            **options,  # type: ignore[arg-type]
-        )
-    assert out.cells is not None
-    assert out.gates is not None
-    assert torch.equal(out.c_n.nan_to_num(9.0), out.cells[-1].nan_to_num(9.0))
-    return {"h": out.h, "c": out.cells, "gates": out.gates}
-
-
-def assert_right(case: Case, got: dict[str, torch.Tensor]) -> None:
-    truth, naive = case.run(torch.float64), case.run(case.dtype)
-    for name, tensor in got.items():
-        assert_as_good_as(name, tensor, naive[name], truth[name])
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("T", "B", "H", "tile"), SHAPES)
 def test_every_output_is_right(T: int, B: int, H: int, tile: SmallTile, dtype: torch.dtype) -> None:
     case = Case(T, B, H, dtype)
-    assert_right(case, run(case, tile))
+    assert_as_good_as_naive(case, run_forward(case, tile))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tile", [SmallTile(8, 8, 2), SmallTile(16, 16, 2, peek=True)])
 def test_resets_and_ids(tile: SmallTile, dtype: torch.dtype) -> None:
     case = Case(5, 11, 40, dtype, resets=0.3, rows=9)
-    assert_right(case, run(case, tile))
+    assert_as_good_as_naive(case, run_forward(case, tile))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_saturated_gates(dtype: torch.dtype) -> None:
     case = Case(3, 4, 64, dtype, scale=100.0)
-    assert_right(case, run(case, SmallTile(8, 8, 2)))
+    assert_as_good_as_naive(case, run_forward(case, SmallTile(8, 8, 2)))
 
 
 def test_a_reset_forgets_even_nan() -> None:
@@ -81,10 +54,10 @@ def test_a_reset_forgets_even_nan() -> None:
     case.h0.fill_(torch.nan)
     case.c0.fill_(torch.inf)
     case.resets = torch.tensor([[True] * 3, [False] * 3], device=DEVICE)
-    got = run(case, tile)
+    got = run_forward(case, tile)
     case.h0.zero_()
     case.c0.zero_()
-    for name, tensor in run(case, tile).items():
+    for name, tensor in run_forward(case, tile).items():
         assert torch.equal(got[name], tensor), name
 
 
@@ -104,22 +77,22 @@ def test_chosen_units_in_their_own_dtype() -> None:
 
 def test_what_begins_anywhere_in_memory() -> None:
     case, tile = Case(3, 4, 40, torch.float16), SmallTile(8, 8, 2)
-    expected = run(case, tile)
+    expected = run_forward(case, tile)
     for name in ("inputs", "weight_hh", "h0", "c0"):
         tensor = getattr(case, name)
         moved = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=DEVICE)[1:].view(tensor.shape)
         setattr(case, name, moved.copy_(tensor))
-    for name, tensor in run(case, tile).items():
+    for name, tensor in run_forward(case, tile).items():
         assert torch.equal(expected[name], tensor), name
 
 
 def test_what_the_kernel_cannot_do_is_named() -> None:
     case = Case(1, 1, 20, torch.float16)
     with pytest.raises(ValueError, match="weight_hh: expected H in multiples of 8 for a small-batch tile, got 20"):
-        run(case, SmallTile(8, 8, 2))
+        run_forward(case, SmallTile(8, 8, 2))
     case = Case(1, 1, 16, torch.float32)
     with pytest.raises(TypeError, match=r"weight_hh: expected float16 or bfloat16 .*, got torch\.float32"):
-        run(case, SmallTile(8, 8, 2))
+        run_forward(case, SmallTile(8, 8, 2))
 
 
 def test_who_is_served() -> None:
@@ -173,10 +146,10 @@ def test_what_a_step_loads_and_waits_for(tmp_path: Path) -> None:
 def test_one_launch_equals_a_launch_a_step(T: int, B: int, H: int, dtype: torch.dtype) -> None:
     case = Case(T, B, H, dtype, resets=0.1)
     tile = chosen_tile(H, B, dtype)
-    steps = run(case, tile, persistent=False)
-    assert_right(case, steps)
+    steps = run_forward(case, tile, persistent=False)
+    assert_as_good_as_naive(case, steps)
     for _ in range(5):
-        once = run(case, tile)
+        once = run_forward(case, tile)
         for name, tensor in once.items():
             assert torch.equal(tensor, steps[name]), name
 
@@ -192,9 +165,9 @@ def test_nan_does_not_stop_it(dtype: torch.dtype) -> None:
         tensor = getattr(case, name)
         at = (5, 3) if name == "inputs" else (3,)
         tensor[at] = sentinel if tensor.dtype == dtype else -torch.nan
-        got = run(case, tile)["h"]
+        got = run_forward(case, tile)["h"]
         torch.cuda.synchronize()
-        expected = run(case, forward_tile(256, 16, dtype))["h"]
+        expected = run_forward(case, forward_tile(256, 16, dtype))["h"]
         assert torch.equal(got.isnan(), expected.isnan()), name
         assert got.isnan().any(), name
         assert not (got.view(torch.int16) == small_batch.SENTINEL.value).any(), name
@@ -203,7 +176,7 @@ def test_nan_does_not_stop_it(dtype: torch.dtype) -> None:
 @pytest.mark.gpu
 def test_a_cuda_graph_replays_it() -> None:
     case = Case(9, 16, 256, torch.bfloat16)
-    expected = run(case, None)["h"]
+    expected = run_forward(case, None)["h"]
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0)
