@@ -51,7 +51,7 @@ def lstm_backward(
     gates, cells, c0, weight_hh = gates.contiguous(), cells.contiguous(), c0.contiguous(), weight_hh.contiguous()
 
     plan, launches = divide(plans, H, B)
-    kernel = launch.kernel("backward", plan.kernel, H, weight_hh.dtype, device.index or 0)
+    kernel = launch.kernel("backward", plan.kernel, H, weight_hh.dtype, device.index)
     tiles = launch.tensor_map(d_gates.view(T, B, 4 * H), plan.width, 64)
     groups = max(one.groups for one in launches)
     partials = torch.zeros(2 * groups * plan.columns * H * SLICES, dtype=torch.float32, device=device)

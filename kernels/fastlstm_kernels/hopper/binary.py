@@ -12,9 +12,11 @@ import json
 import lzma
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,9 @@ HEADERS = ("resident.cuh", "primitives.cuh")
 DTYPES = {torch.bfloat16: "bf16", torch.float16: "fp16"}
 ARCHITECTURE = "sm_90a"
 CACHE = "FASTLSTM_CACHE"
+SECTION, SYMBOL = struct.Struct("<IIQQQQIIQQ"), struct.Struct("<IBBHQQ")  # of an ELF file
+SYMBOL_TABLE = 2
+SHARED = "_shared"
 
 
 def source_hash(direction: str) -> str:
@@ -49,12 +54,12 @@ def file_name(direction: str, H: int, dtype: torch.dtype) -> str:
 
 
 @functools.cache
-def code(direction: str, H: int, dtype: torch.dtype) -> bytes:
-    """A module's machine code. Raises ``RuntimeError`` where it is not shipped and NVRTC cannot make it."""
-    shipped = CUBINS / file_name(direction, H, dtype)
-    if shipped.exists() and manifest()["sources"].get(direction) == source_hash(direction):
-        return lzma.decompress(shipped.read_bytes())
-    return _compiled(direction, H, dtype)
+def shipped(direction: str, H: int, dtype: torch.dtype) -> bytes | None:
+    """A module's machine code as it came with the package; None where it did not, or was made from other sources."""
+    path = CUBINS / file_name(direction, H, dtype)
+    if not path.exists() or manifest()["sources"].get(direction) != source_hash(direction):
+        return None
+    return lzma.decompress(path.read_bytes())
 
 
 @functools.cache
@@ -65,42 +70,86 @@ def manifest() -> dict[str, Any]:
     return loaded
 
 
+def shared_memory(code: bytes) -> dict[str, int]:
+    """Bytes of shared memory that a block of each kernel of a module needs, which the sources leave as NAME_shared.
+
+    Read from the ELF file (64-bit, little-endian): what a loaded module holds cannot be while a graph is captured.
+    """
+    (table,) = struct.unpack_from("<Q", code, 0x28)
+    (count,) = struct.unpack_from("<H", code, 0x3C)
+    sections = [SECTION.unpack_from(code, table + i * SECTION.size) for i in range(count)]
+
+    def name(strings: int, offset: int) -> str:
+        start = sections[strings][4] + offset
+        return code[start : code.index(b"\0", start)].decode()
+
+    found = {}
+    for _, kind, _, _, begin, size, strings, *_ in sections:
+        if kind != SYMBOL_TABLE:
+            continue
+        for name_at, _, _, section, value, _ in SYMBOL.iter_unpack(code[begin : begin + size]):
+            symbol = name(strings, name_at)
+            if symbol.endswith(SHARED) and 0 < section < count:
+                _, _, _, address, offset, *_ = sections[section]
+                (found[symbol.removesuffix(SHARED)],) = struct.unpack_from("<i", code, offset + value - address)
+    return found
+
+
 def cache_folder() -> Path:
-    """Where NVRTC's output is kept: $FASTLSTM_CACHE, else fastlstm in the user's cache folder."""
-    chosen = os.environ.get(CACHE)
-    return Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastlstm"
+    """Where NVRTC's output is kept: $FASTLSTM_CACHE, else fastlstm in the user's cache folder.
+
+    Raises ``RuntimeError`` where a user without a home has neither.
+    """
+    if chosen := os.environ.get(CACHE):
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastlstm"
 
 
-def _compiled(direction: str, H: int, dtype: torch.dtype) -> bytes:
+@functools.cache
+def compiled(direction: str, H: int, dtype: torch.dtype) -> bytes:
+    """A module's machine code by NVRTC, or as an earlier process kept it. Raises ``RuntimeError`` without NVRTC."""
     try:
         from cuda.bindings import nvrtc
-    except ImportError as error:
-        raise RuntimeError(
-            f"{file_name(direction, H, dtype)} is not shipped, and NVRTC cannot compile it: {error}"
-        ) from error
-    version = ".".join(str(part) for part in nvrtc.nvrtcVersion()[1:])
-    kept = cache_folder() / f"{source_hash(direction)[:16]}-nvrtc{version}-{file_name(direction, H, dtype)}"
-    if kept.exists():
-        return lzma.decompress(kept.read_bytes())
-    made = _nvrtc(
-        nvrtc,
-        direction,
-        [*definitions(H, dtype), f"--gpu-architecture={ARCHITECTURE}", "-std=c++17", "-default-device"],
-    )
+
+        version = ".".join(str(part) for part in nvrtc.nvrtcVersion()[1:])
+    except Exception as error:  # no bindings, or bindings that find no NVRTC, which say so with a type of their own
+        raise RuntimeError(f"NVRTC cannot compile {direction}.cu for H = {H}: {error}") from error
+    options = [*definitions(H, dtype), f"--gpu-architecture={ARCHITECTURE}", "-std=c++17", "-default-device"]
+    made_of = hashlib.sha256("\0".join((source_hash(direction), version, *options)).encode()).hexdigest()
+    name = f"{made_of[:16]}-{file_name(direction, H, dtype)}"
+    kept = _kept(name)
+    if kept is None:
+        kept = _nvrtc(nvrtc, direction, options)
+        _keep(name, kept)
+    return kept
+
+
+def _kept(name: str) -> bytes | None:
     try:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as beside:
-            beside.write(lzma.compress(made))
-        Path(beside.name).replace(kept)
-    except OSError:
+        return lzma.decompress((cache_folder() / name).read_bytes())
+    except (OSError, RuntimeError, EOFError, lzma.LZMAError):
+        return None  # not there, or not whole
+
+
+def _keep(name: str, code: bytes) -> None:
+    try:
+        folder = cache_folder()
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = folder / f"{name}.{uuid.uuid4().hex}"
+        try:
+            with beside.open("xb") as file:
+                file.write(lzma.compress(code))
+            beside.replace(folder / name)
+        finally:
+            beside.unlink(missing_ok=True)
+    except (OSError, RuntimeError):
         pass  # a cache that cannot be written costs a second a process
-    return made
 
 
 def _nvrtc(nvrtc: Any, direction: str, options: list[str]) -> bytes:
     def checked(result: tuple[Any, ...]) -> Any:
         if int(result[0]) != 0:
-            raise RuntimeError(f"NVRTC: {result[0]}")
+            raise RuntimeError(f"NVRTC: {result[0].name}")
         return result[1] if len(result) > 1 else None
 
     source = (FOLDER / f"{direction}.cu").read_bytes()
@@ -111,7 +160,7 @@ def _nvrtc(nvrtc: Any, direction: str, options: list[str]) -> bytes:
     if int(result[0]) != 0:
         log = bytes(checked(nvrtc.nvrtcGetProgramLogSize(program)))
         checked(nvrtc.nvrtcGetProgramLog(program, log))
-        raise RuntimeError(f"NVRTC: {result[0]}\n{log.decode(errors='replace')}")
+        raise RuntimeError(f"NVRTC: {result[0].name}\n{log.decode(errors='replace')}")
     made = bytes(checked(nvrtc.nvrtcGetCUBINSize(program)))
     checked(nvrtc.nvrtcGetCUBIN(program, made))
     checked(nvrtc.nvrtcDestroyProgram(program))

@@ -60,7 +60,7 @@ def lstm_forward(
     resets = None if resets is None else resets.contiguous()
 
     plan, launches = divide(plans, H, B)
-    kernel = launch.kernel("forward", plan.kernel, H, weight_hh.dtype, device.index or 0)
+    kernel = launch.kernel("forward", plan.kernel, H, weight_hh.dtype, device.index)
     tiles = launch.tensor_map(h, plan.width, 64)
     out = launch.tensor_map(h, plan.width, 16)
     flags_each = 2 * plan.subs * FLAG_STRIDE
