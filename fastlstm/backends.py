@@ -24,7 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from fastlstm_kernels.eager import HAS_ONEDNN
-from fastlstm_kernels.hopper.plans import size_refusal
+from fastlstm_kernels.hopper.plans import COMPILED_SIZES, size_refusal
 from fastlstm_kernels.launch import HOPPER
 from fastlstm_kernels.onednn import FEWEST_STEPS
 
@@ -39,7 +39,8 @@ HAS_TRITON = importlib.util.find_spec("triton") is not None
 class Call(NamedTuple):
     """What the choice depends on: sizes, dtype of the weights, device type, and what is asked for.
 
-    ``capability`` of the GPU (None: not known, and not held against a kernel); ``compiling``: torch.compile is tracing.
+    ``capability`` of the GPU (None: not known, and not held against a kernel) and its ``device_index``;
+    ``compiling``: torch.compile is tracing.
     """
 
     hidden_size: int
@@ -58,6 +59,7 @@ class Call(NamedTuple):
     compiling: bool = False
     training: bool = False
     capability: tuple[int, int] | None = None
+    device_index: int = 0
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
         return Choice("torch", f"plain PyTorch on {call.device}; the Triton kernels need an NVIDIA GPU")
     sizes = f"H={call.hidden_size} B={call.batch_size} {call.dtype}"
     resident = next((row for row in HOPPER_FASTER if row.covers(call)), None) if HOPPER_BY_ITSELF else None
-    no_hopper = None if resident is None else hopper_refusal(call)
+    no_hopper = None if resident is None else hopper_refusal(call, by_itself=True)
     if resident is not None and no_hopper is None:
         return Choice("hopper", f"the kernels with resident weights, measured faster near {sizes}: {resident.evidence}")
     no_triton, no_cudnn = triton_refusal(call), cudnn_refusal(call)
@@ -191,8 +193,8 @@ def interpreted() -> bool:
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
-def hopper_refusal(call: Call) -> str | None:
-    """Why the Hopper kernels cannot run ``call``; None if they can."""
+def hopper_refusal(call: Call, *, by_itself: bool = False) -> str | None:
+    """Why the Hopper kernels cannot run ``call``, or with ``by_itself`` must be forced to; None if they can."""
     if call.device != "cuda":
         return f"they need an NVIDIA GPU, and the tensors are on {call.device}"
     if call.dtype not in HALF:
@@ -201,20 +203,22 @@ def hopper_refusal(call: Call) -> str | None:
         return f"the Triton kernels compute the gates again for them, and {no_triton}"
     if (size := size_refusal(call.hidden_size)) is not None:
         return size
+    if by_itself and call.hidden_size not in COMPILED_SIZES:
+        return f"they come compiled for H = {', '.join(map(str, COMPILED_SIZES))}, others only when they are forced"
     if call.capability is None:
         return None  # ``explain`` with sizes alone: there is no device to ask
     if call.capability != HOPPER:
         return f"they are for compute capability {HOPPER}, and this GPU has {call.capability}"
-    refusal: str | None = _hopper_device_refusal()
+    refusal: str | None = _hopper_device_refusal(call.device_index)
     return refusal
 
 
 # torch.compile calls it while it traces, and not again.
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _hopper_device_refusal() -> str | None:
+def _hopper_device_refusal(index: int) -> str | None:
     from fastlstm_kernels.hopper.launch import device_refusal
 
-    return device_refusal(torch.cuda.current_device())
+    return device_refusal(index)
 
 
 def triton_refusal(call: Call) -> str | None:

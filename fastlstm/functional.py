@@ -195,6 +195,7 @@ def describe(
         compiling=compiling,
         training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
         capability=capability_of(device) if device.type == "cuda" else None,
+        device_index=device.index or 0,
     )
 
 

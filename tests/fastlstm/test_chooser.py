@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastlstm import LSTM, backends, explain
+from fastlstm import LSTM, backends, explain, functional
 from fastlstm.backends import CUDNN_FASTER, VARIABLE, Call, MeasuredRow, choose, warn_of_fallback
 from fastlstm_kernels.eager import HAS_ONEDNN
 from recurrences import DEVICE
@@ -36,7 +36,7 @@ def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(autouse=True)
 def _an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever GPU there is: the Hopper kernels' own question to the driver is answered as on an H100."""
-    monkeypatch.setattr(backends, "_hopper_device_refusal", lambda: None)
+    monkeypatch.setattr(backends, "_hopper_device_refusal", lambda index: None)
     monkeypatch.setattr(backends, "HOPPER_BY_ITSELF", True)
 
 
@@ -58,6 +58,8 @@ def _on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         (replace(BF16, batch_size=512, training=True), "hopper", "109 against 120 at H=2048 B=512"),
         (replace(BF16, hidden_size=1024, batch_size=512, training=True), "hopper", "161 against 176 at H=1024 B=2048"),
         (replace(BF16, hidden_size=2000), "triton", r"do not serve it: they hold .* and H is 2000"),
+        (replace(BF16, hidden_size=1792), "triton", r"do not serve it: they come compiled for H = 1024, 1536, 2048"),
+        (replace(BF16, hidden_size=1280), "triton", r"do not serve it: they come compiled for H = 1024, 1536, 2048"),
         (replace(BF16, capability=(8, 0)), "triton", r"are for compute capability \(9, 0\), and this GPU has \(8, 0\)"),
         (WIDE, "triton", r"the fused kernels; .* near H=4096 B=128 torch\.bfloat16"),
         (LARGE, "cudnn", "388 against 408 at H=4096 B=512"),
@@ -104,6 +106,37 @@ def test_the_choice_follows_the_measured_rows(call: Call, backend: str, reason: 
 def test_a_forced_kernel_that_cannot_run_says_why(call: Call, backend: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choose(call, backend)
+
+
+def test_other_sizes_run_on_the_hopper_kernels_when_forced() -> None:
+    assert str(choose(replace(BF16, hidden_size=1280), "hopper")) == "hopper: forced by backend"
+
+
+def test_the_gpu_of_the_tensors_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "_hopper_device_refusal", lambda index: f"GPU {index} has no room" if index else None)
+    assert choose(BF16, "hopper").backend == "hopper"
+    with pytest.raises(ValueError, match="cannot run this call: GPU 3 has no room"):
+        choose(replace(BF16, device_index=3), "hopper")
+    monkeypatch.setattr("fastlstm.functional.capability_of", lambda device: (9, 0))
+    weights = [torch.zeros(4 * 256, columns, device=torch.device("meta")) for columns in (5, 256)]
+
+    class OnAGpu:
+        """A weight on the second GPU, as far as ``describe`` looks."""
+
+        device, dtype, shape, requires_grad = torch.device("cuda", 1), torch.float32, weights[0].shape, False
+
+    seen = functional.describe(
+        weights[0].new_zeros(3, 2, 5),
+        [OnAGpu(), weights[1]],  # type: ignore[list-item]
+        num_layers=1,
+        bidirectional=False,
+        batch_first=False,
+        resets=False,
+        lengths=False,
+        cells=False,
+        recompute=False,
+    )
+    assert (seen.device, seen.device_index, seen.capability) == ("cuda", 1, (9, 0))
 
 
 def test_the_interpreter_stands_in_for_a_gpu_but_only_when_forced(monkeypatch: pytest.MonkeyPatch) -> None:
