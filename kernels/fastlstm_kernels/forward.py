@@ -25,6 +25,7 @@ from fastlstm_kernels.launch import (
     resident_programs,
     tile_of_call,
 )
+from fastlstm_kernels.launcher import launch
 from fastlstm_kernels.shapes import check_shapes
 from fastlstm_kernels.small_batch import run_small_batch
 
@@ -399,36 +400,20 @@ def lstm_forward(
 
     batch_tiles = -(-B // tile.block_b)
     programs, launches = batch_tiles * -(-H // tile.block_h), [(t, t + 1) for t in range(T)]
-    counters, options = None, {"num_warps": tile.warps}
+    counters = None
     if persistent:
         programs, launches = min(programs, resident_programs(device)), [(0, T)]
-        counters, options["launch_cooperative_grid"] = zero_counters(batch_tiles, device), True
-    tensors = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, c0)
-    given = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+        counters = zero_counters(batch_tiles, device)
+    given = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, c0)
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in given]
+    tensors += (state, h, gates, cells, columns, counters)
     I, block_i = input_block(weight_ih, tile)
-    for t_begin, t_end in launches:
-        lstm_forward_kernel[(programs,)](
-            *given,
-            state,
-            h,
-            gates,
-            cells,
-            columns,
-            counters,
-            t_begin,
-            t_end,
-            B,
-            U,
-            H,
-            I,
-            tile.block_b,
-            tile.block_h,
-            tile.block_k,
-            block_i,
-            tile.stages,
-            tile.input_stages,
-            dot_precision(dtype),
-            tile.serpentine,
-            **options,
+    blocks = (tile.block_b, tile.block_h, tile.block_k, block_i)
+    constants = (H, I, *blocks, tile.stages, tile.input_stages, dot_precision(dtype), tile.serpentine)
+    for steps in launches:
+        launch(
+            *(lstm_forward_kernel, programs, tensors, (*steps, B, U), constants),
+            num_warps=tile.warps,
+            launch_cooperative_grid=persistent,
         )
     return TritonForward(h, state, cells, gates)
