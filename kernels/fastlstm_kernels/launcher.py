@@ -1,16 +1,18 @@
 """Launches of a Triton kernel without Triton's binder, which looks at every argument by name on every call.
 
 Triton compiles a variant of a kernel for each dtype, alignment and constant, and finds it again by binding the
-arguments to the signature: 11.6 us for a launch of the forward's kernel, where what is here takes 5.6 (Triton 3.7.1 on
-a CPU, without the driver's part). So a variant is remembered by all that ours depend on, and launched as in Triton's
-tutorial on the fused softmax. Relied on, in Triton 3.6.0 and 3.7.1 alike, and held by tests/kernels/test_launcher.py:
+arguments to the signature: 11.6 us for a launch of the forward's kernel, where what is here takes 3.5 (Triton 3.7.1 on
+a CPU, without the driver's part). So a variant is remembered by all that ours depend on, and launched as
+torch.compile's own launcher does. Relied on, in Triton 3.6.0 and 3.7.1 alike, and held by
+tests/kernels/test_launcher.py:
 
 - ``kernel[grid](...)`` returns a ``triton.compiler.CompiledKernel``; what it returns else, as in the interpreter, is
   not remembered;
-- ``compiled[grid](*arguments)``, with three sizes of the grid and every argument in its place, constants too, launches
-  on the current stream and calls the launch hooks;
+- its ``run`` takes three sizes of the grid, the stream, ``function``, ``packed_metadata``, metadata and two hooks
+  or None, and every argument in its place, constants too; an address for a pointer is not looked at;
 - a variant depends on the dtypes of pointers and on whether they are multiples of 16, on whether integers named in
-  ``do_not_specialize`` fit 32 bits, on constants, options and the device.
+  ``do_not_specialize`` fit 32 bits, on constants, options and the device;
+- ``knobs.runtime`` has the launch hooks; while there are any, Triton launches by itself.
 
 Knobs of Triton that change how a kernel is compiled have to be set before its first launch.
 """
@@ -23,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from triton.compiler import CompiledKernel
+from triton.knobs import runtime
+from triton.runtime import driver
 
 ALIGNMENT = 16  # bytes
 INT32 = 2**31
@@ -43,28 +47,33 @@ def launch(
     ``integers``, none of them negative, are the kernel's ``do_not_specialize``, ``constants`` its ``tl.constexpr``;
     ``options`` are Triton's (``num_warps`` ...).
     """
-    addresses = 0
+    device = torch.cuda.current_device() if torch.cuda.is_initialized() else -1  # type: ignore[no-untyped-call]
+    usual, bits = max(integers) < INT32, 0
+    addresses: list[int | None] = []
     dtypes: list[torch.dtype | None] = []
     for tensor in tensors:
         if tensor is None:
+            addresses.append(None)
             dtypes.append(None)
         else:
-            addresses |= tensor.data_ptr()
+            address = tensor.data_ptr()
+            bits |= address
+            addresses.append(address)
             dtypes.append(tensor.dtype)
-    usual = addresses % ALIGNMENT == 0 and max(integers) < INT32
+            if tensor.get_device() != device:
+                usual = False  # Triton looks whether the kernel can reach it
+    usual = usual and bits % ALIGNMENT == 0
     # id: a remembered variant keeps its kernel alive, and hashing a kernel is slow.
-    key = (id(kernel), _current_device(), *dtypes, *constants, *options.items())
+    key = (id(kernel), device, *dtypes, *constants, *options.items())
     variant = _variants.get(key) if usual else None
-    if variant is not None:
-        variant[programs, 1, 1](*tensors, *integers, *constants)
+    if variant is not None and not (runtime.launch_enter_hook.calls or runtime.launch_exit_hook.calls):
+        stream = driver.active.get_current_stream(device)
+        identity = (variant.function, variant.packed_metadata)
+        variant.run(programs, 1, 1, stream, *identity, None, None, None, *addresses, *integers, *constants)
         return
     compiled = kernel[(programs,)](*tensors, *integers, *constants, **options)
     if usual and isinstance(compiled, CompiledKernel):
         _variants[key] = compiled
-
-
-def _current_device() -> int:
-    return torch.cuda.current_device() if torch.cuda.is_initialized() else -1  # type: ignore[no-untyped-call]
 
 
 __all__ = ["launch"]

@@ -16,10 +16,13 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import CompiledKernel
 from triton.runtime import driver
-from fastlstm_kernels import launcher
 from fastlstm_kernels.launcher import launch
 
 launched, loaded, bound = [], [], []
+
+
+def address(argument):
+    return argument.data_ptr() if isinstance(argument, torch.Tensor) else argument
 
 
 class Utils:
@@ -39,7 +42,7 @@ class Driver:
             for hook in (enter, exit):
                 if hook is not None:
                     hook(metadata)
-            launched.append(((x, y, z), stream, function, arguments))
+            launched.append(((x, y, z), stream, function, [address(argument) for argument in arguments]))
 
         return run
 
@@ -108,11 +111,12 @@ for n in (1, 16, 2**31 - 1):
 
 seen = []
 knobs.runtime.launch_enter_hook.add(lambda metadata: seen.append(metadata.get()["name"]))
-launch(kernel, 7, (x, None, y), (20,), (32, 2))
-assert seen == ["kernel"], seen
+assert same(2, (x, None, y), (20,), (32, 2)) == functions[0]
+assert seen == ["kernel"] * 3, seen
+knobs.runtime.launch_enter_hook.calls.clear()
 
-launcher._current_device = lambda: 1
-same(1, (x, None, y), (20,), (32, 2))
+torch.cuda.is_initialized, torch.cuda.current_device = lambda: True, lambda: 1
+same(2, (x, None, y), (20,), (32, 2))  # tensors that are not on the current device
 '''
 
 
