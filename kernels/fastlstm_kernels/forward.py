@@ -150,6 +150,7 @@ def _step(
     c0,
     state,
     h,
+    h_n,
     gates,
     cells,
     columns,
@@ -235,6 +236,8 @@ def _step(
 
     # No other program reads these, so they are written while the others already go on.
     tl.store(state + at, c, mask=unit_mask)
+    if h_n is not None:
+        tl.store(h_n + at, h_t.to(h_n.dtype.element_ty), mask=unit_mask)
     if gates is not None:
         gate_pointers = gates + (step_row + b)[:, None] * (4 * H) + gate_row[None, :]
         tl.store(gate_pointers, activated.to(gates.dtype.element_ty), mask=live[:, None] & (gate_unit < H)[None, :])
@@ -264,6 +267,7 @@ def lstm_forward_kernel(
     c0,  # (B, H) float32, zeros if None
     state,  # (B, H) float32: c_{t_end - 1} on return; c_{t_begin - 1} on entry, unless t_begin is 0
     h,  # (T, B, H)
+    h_n,  # (B, H): h of the one step there is
     gates,  # (T, B, 4H), activated
     cells,  # (T, B, H), or with columns (T, B, U)
     columns,  # (H,) int32: column of each unit in cells, or -1
@@ -301,6 +305,7 @@ def lstm_forward_kernel(
                 c0,
                 state,
                 h,
+                h_n,
                 gates,
                 cells,
                 columns,
@@ -324,12 +329,16 @@ def lstm_forward_kernel(
 
 
 class TritonForward(NamedTuple):
-    """h (T, B, H) in the weights' dtype; the last c (B, H) float32; cells and gates if they were asked for."""
+    """h (T, B, H) in the weights' dtype; the last c (B, H) float32; cells and gates if they were asked for.
+
+    ``h_n`` (B, H): the last h as a tensor of its own, where the kernel writes it: one step alone without gates.
+    """
 
     h: Tensor
     c_n: Tensor
     cells: Tensor | None
     gates: Tensor | None
+    h_n: Tensor | None = None
 
 
 def lstm_forward(
@@ -369,6 +378,8 @@ def lstm_forward(
     persistent = T > 1 and (weight_hh.is_cuda if persistent is None else persistent)
 
     h = torch.empty(T, B, H, dtype=dtype, device=device)
+    # A copy afterwards would be a launch of its own, which for one step is a third of the work.
+    h_n = torch.empty(B, H, dtype=dtype, device=device) if T == 1 and not save_gates else None
     state = torch.empty(B, H, dtype=torch.float32, device=device)
     gates = torch.empty(T, B, 4 * H, dtype=dtype, device=device) if save_gates else None
     columns, U = None, H
@@ -406,7 +417,7 @@ def lstm_forward(
         counters = zero_counters(batch_tiles, device)
     given = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, c0)
     tensors = [None if tensor is None else tensor.contiguous() for tensor in given]
-    tensors += (state, h, gates, cells, columns, counters)
+    tensors += (state, h, h_n, gates, cells, columns, counters)
     I, block_i = input_block(weight_ih, tile)
     blocks = (tile.block_b, tile.block_h, tile.block_k, block_i)
     constants = (H, I, *blocks, tile.stages, tile.input_stages, dot_precision(dtype), tile.serpentine)
@@ -416,4 +427,4 @@ def lstm_forward(
             num_warps=tile.warps,
             launch_cooperative_grid=persistent,
         )
-    return TritonForward(h, state, cells, gates)
+    return TritonForward(h, state, cells, gates, h_n)
