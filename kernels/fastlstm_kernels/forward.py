@@ -378,7 +378,7 @@ def lstm_forward(
     persistent = T > 1 and (weight_hh.is_cuda if persistent is None else persistent)
 
     h = torch.empty(T, B, H, dtype=dtype, device=device)
-    # A copy afterwards would be a launch of its own, which for one step is a third of the work.
+    # A copy afterwards would be a launch of its own, beside the one of a single step.
     h_n = torch.empty(B, H, dtype=dtype, device=device) if T == 1 and not save_gates else None
     state = torch.empty(B, H, dtype=torch.float32, device=device)
     gates = torch.empty(T, B, 4 * H, dtype=dtype, device=device) if save_gates else None
