@@ -141,11 +141,12 @@ CUDNN_FASTER = (
 
 def choose(call: Call, backend: str = "auto") -> Choice:
     """The kernel for ``call``. A forced one that cannot run it raises ``ValueError`` saying why."""
-    variable = os.environ.get(VARIABLE)
+    variable = os.environ.get(VARIABLE) if backend == "auto" else None
     if call.compiling:  # sizes may be symbols
         return _choose(call, backend, variable)
     # With all that the answer depends on beside the call.
-    surroundings = (HAS_TRITON, HOPPER_BY_ITSELF, interpreted(), torch.backends.cudnn.enabled)
+    simulated = call.device != "cuda" and interpreted()
+    surroundings = (HAS_TRITON, HOPPER_BY_ITSELF, simulated, torch.backends.cudnn.enabled)
     return _remembered_choice(call, backend, variable, surroundings)
 
 

@@ -14,19 +14,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from fastlstm import onednn
 from fastlstm.backends import Call, choose, warn_of_fallback
-from fastlstm.ops import cell_dtype, layer_inputs, lstm_layer, settled
+from fastlstm.ops import State, cell_dtype, layer_inputs, lstm_layer, settled
 from fastlstm_kernels.launch import capability_of
 
-State = tuple[Tensor, Tensor]
-
-
-class Recurrence(NamedTuple):
-    """Weights of one layer and direction."""
-
-    weight_ih: Tensor
-    weight_hh: Tensor
-    bias_ih: Tensor | None = None
-    bias_hh: Tensor | None = None
+# weight_ih, weight_hh, bias_ih and bias_hh of one layer and direction.
+Recurrence = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
 
 
 def lstm(
@@ -95,7 +87,7 @@ def lstm(
     x = input if call.ids or input.dtype == call.dtype else input.to(call.dtype)
     x = _time_major(x, batched, batch_first)
     resets = None if resets is None else _time_major(resets, batched, batch_first)
-    T, B = x.shape[:2]
+    T, B = call.steps, call.batch_size
     lengths = None if lengths is None else _check_lengths(lengths, T, B, batched, x.device)
     directions = 2 if bidirectional else 1
     layers = _stack(weights, bias, num_layers, directions)
@@ -141,8 +133,7 @@ def lstm(
                 cells = cells if cell_units is None else cells.index_select(2, cell_units)
                 cells = cells if cells_dtype is None else cells.to(cells_dtype)
         if len(finals) == 1:
-            # c_n is a tensor of its own already, the last h a part of the output.
-            h_n, c_n = finals[0][0].unsqueeze(0).clone(), finals[0][1].unsqueeze(0)
+            h_n, c_n = finals[0][0].unsqueeze(0), finals[0][1].unsqueeze(0)
         else:
             h_n, c_n = (torch.stack(states) for states in zip(*finals, strict=True))
     if not batched:
@@ -170,19 +161,20 @@ def describe(
     _check_input(input, weight_ih)
     ids = input.dtype == torch.uint8
     device, dtype = weight_ih.device, weight_ih.dtype
-    steps, batch_size = input.shape[0], 1
-    if input.dim() == (2 if ids else 3):
-        steps, batch_size = input.shape[:2]
+    device_type = device.type
+    shape = input.shape
+    steps, batch_size = shape[0], 1
+    if len(shape) == (2 if ids else 3):
+        batch_size = shape[1]
         if batch_first:
             steps, batch_size = batch_size, steps
-    if dtype != torch.float64 and torch.is_autocast_enabled(device.type):
-        dtype = torch.get_autocast_dtype(device.type)
-    compiling = torch.compiler.is_compiling()
+    if dtype != torch.float64 and torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
     return Call(
         hidden_size=weights[1].shape[1],
         batch_size=batch_size,
         dtype=dtype,
-        device=device.type,
+        device=device_type,
         steps=steps,
         input_size=weight_ih.shape[1],
         num_layers=num_layers,
@@ -192,9 +184,9 @@ def describe(
         lengths=lengths,
         cells=cells,
         recompute=recompute,
-        compiling=compiling,
+        compiling=torch.compiler.is_compiling(),
         training=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (input, *weights)),
-        capability=capability_of(device) if device.type == "cuda" else None,
+        capability=capability_of(device) if device_type == "cuda" else None,
         device_index=device.index or 0,
     )
 
@@ -257,14 +249,15 @@ class _Run(NamedTuple):
         if self.backend == "torch" and resets is None:
             done = onednn.lstm_layer(x, *layer, h0, c0, return_cells=keep)
         if done is not None:
-            h, c_n, cells = done
+            h, final, cells = done
             if kept is not None and cells is not None:
                 cells = cells if kept.units is None else cells.index_select(2, kept.units)
                 cells = cells if kept.dtype is None else cells.to(kept.dtype)
         else:
-            h, c_n, cells = lstm_layer(
-                layer_inputs(x, layer.weight_ih, layer.bias_ih, layer.bias_hh, backend=self.backend),
-                *(layer.weight_hh, h0, c0),
+            weight_ih, weight_hh, bias_ih, bias_hh = layer
+            h, final, cells = lstm_layer(
+                layer_inputs(x, weight_ih, bias_ih, bias_hh, backend=self.backend),
+                *(weight_hh, h0, c0),
                 resets=resets,
                 return_cells=keep,
                 cells_dtype=None if kept is None else kept.dtype,
@@ -272,7 +265,6 @@ class _Run(NamedTuple):
                 recompute=self.recompute,
                 backend=self.backend,
             )
-        final = (h[-1], c_n)
         if self.ends is not None:
             assert cells is not None
             final = (self.ends.last(h, h0), self.ends.last(cells, c0))
@@ -365,24 +357,26 @@ def _stack(weights: Sequence[Tensor], bias: bool, num_layers: int, directions: i
     each = 4 if bias else 2
     if len(weights) != each * num_layers * directions:
         raise ValueError(f"weights: expected {each * num_layers * directions} tensors, got {len(weights)}")
-    groups = [weights[j : j + each] for j in range(0, len(weights), each)]
-    return [Recurrence(*group) for group in groups]
+    missing = () if bias else (None, None)
+    return [(*weights[j : j + each], *missing) for j in range(0, len(weights), each)]
 
 
 def _check_state(hx: State, recurrences: int, B: int, batched: bool, weight_hh: Tensor) -> State:
     """h_0 and c_0, each (recurrences, B, H), in the dtypes that the layers keep."""
     H = weight_hh.shape[1]
-    dims = 3 if batched else 2
-    if hx[0].dim() != dims or hx[1].dim() != dims:
-        kind = "batched 3-D" if batched else "unbatched 2-D"
-        raise ValueError(
-            f"For {kind} input, hx and cx should also be {dims}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-        )
     wanted = (recurrences, B, H) if batched else (recurrences, H)
-    for name, state in zip(("hidden[0]", "hidden[1]"), hx, strict=True):
-        if state.shape != wanted:
-            raise ValueError(f"Expected {name} size {wanted}, got {list(state.shape)}")
-    h0, c0 = hx if batched else (state.unsqueeze(1) for state in hx)
+    h0, c0 = hx
+    if h0.shape != wanted or c0.shape != wanted:
+        if h0.dim() != len(wanted) or c0.dim() != len(wanted):
+            kind = "batched" if batched else "unbatched"
+            raise ValueError(
+                f"For {kind} {len(wanted)}-D input, hx and cx should also be {len(wanted)}-D "
+                f"but got ({h0.dim()}-D, {c0.dim()}-D) tensors"
+            )
+        name, state = ("hidden[0]", h0) if h0.shape != wanted else ("hidden[1]", c0)
+        raise ValueError(f"Expected {name} size {wanted}, got {list(state.shape)}")
+    if not batched:
+        h0, c0 = h0.unsqueeze(1), c0.unsqueeze(1)
     h_dtype, c_dtype = weight_hh.dtype, cell_dtype(weight_hh.dtype)
     return h0 if h0.dtype == h_dtype else h0.to(h_dtype), c0 if c0.dtype == c_dtype else c0.to(c_dtype)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastlstm.ops import check_ids, unseen
+from fastlstm.ops import State, check_ids, unseen
 from fastlstm_kernels import onednn
 
 
@@ -40,7 +40,7 @@ def lstm_layer(
     c0: Tensor | None,
     *,
     return_cells: bool = False,
-) -> tuple[Tensor, Tensor, Tensor | None] | None:
+) -> tuple[Tensor, State, Tensor | None] | None:
     """What ``fastlstm.ops.lstm_layer`` returns of x (T, B, I), or uint8 ids (T, B); None where oneDNN does not serve.
 
     ``weight_ih`` (4H, I), ``weight_hh`` (4H, H), biases (4H,) both or neither, ``h0`` and ``c0`` (B, H) likewise.
@@ -54,7 +54,7 @@ def lstm_layer(
     if not onednn.serves(*given):
         return None
     h, c_n, cells = (_run if unseen(given) else _onednn_lstm)(*given, return_cells)
-    return h, c_n, cells if return_cells else None
+    return h, (h[-1].clone(), c_n), cells if return_cells else None
 
 
 __all__ = ["lstm_layer"]

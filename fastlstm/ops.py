@@ -6,7 +6,8 @@ The operators are told which kernel to run, so that a traced graph stays as it w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +19,10 @@ from fastlstm_kernels import check_shapes, eager, gradients, reference
 from fastlstm_kernels.launch import fuses_inputs
 from fastlstm_kernels.shapes import cell_dtype
 
+State = tuple[Tensor, Tensor]
 BYTE_VALUES = 256
-PLAIN = (Tensor, torch.nn.Parameter)
+HERE = contextlib.nullcontext()
+PLAIN = {Tensor, torch.nn.Parameter, type(None)}
 
 
 class Inputs(NamedTuple):
@@ -68,12 +71,13 @@ def layer_inputs(
 
 
 class _Forward(NamedTuple):
-    """h (T, B, H), c_n (B, H), and if they were asked for every c_t and the activated gates."""
+    """h (T, B, H), c_n (B, H), every c_t and the activated gates if they were asked for, h_n (B, H) if it was made."""
 
     h: Tensor
     c_n: Tensor
     cells: Tensor | None
     gates: Tensor | None
+    h_n: Tensor | None = None
 
 
 def _run_forward(
@@ -94,27 +98,10 @@ def _run_forward(
     with settled(weight_hh):
         if ids is not None:
             check_ids(ids, inputs.shape[0])
-        if backend == "triton":
-            from fastlstm_kernels.forward import lstm_forward
-
+        fused = _fused_forward(backend)
+        if fused is not None:
             return _Forward(
-                *lstm_forward(
-                    *(inputs, weight_hh, h0, c0),
-                    ids=ids,
-                    weight_ih=weight_ih,
-                    bias_ih=bias_ih,
-                    bias_hh=bias_hh,
-                    resets=resets,
-                    save_gates=save_gates,
-                    cells_dtype=cells_dtype,
-                    units=units,
-                )
-            )
-        if backend == "hopper":
-            from fastlstm_kernels.hopper import layer
-
-            return _Forward(
-                *layer.lstm_forward(
+                *fused(
                     *(inputs, weight_hh, h0, c0),
                     ids=ids,
                     weight_ih=weight_ih,
@@ -143,6 +130,18 @@ def _run_forward(
         return _Forward(out.h, out.c_n, cells, out.gates)
 
 
+# Triton is imported by the first call that needs it; even an import that has been done takes 0.7 us.
+@functools.cache
+def _fused_forward(backend: str) -> Callable[..., Any] | None:
+    if backend == "triton":
+        from fastlstm_kernels.forward import lstm_forward
+    elif backend == "hopper":
+        from fastlstm_kernels.hopper.layer import lstm_forward  # type: ignore[assignment]
+    else:
+        return None
+    return lstm_forward
+
+
 def _zero_state(weight_hh: Tensor, B: int) -> tuple[Tensor, Tensor]:
     shape = (B, weight_hh.shape[1])
     return weight_hh.new_zeros(shape), weight_hh.new_zeros(shape, dtype=cell_dtype(weight_hh.dtype))
@@ -165,7 +164,7 @@ def _lstm_forward(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """h, c_n, and as asked for every c_t (of the chosen ``units``) and the activated gates (else empty)."""
-    h, c_n, cells, gates = _run_forward(
+    h, c_n, cells, gates, _ = _run_forward(
         *(inputs, weight_hh, h0, c0, ids, resets, weight_ih, bias_ih, bias_hh, units, cells_dtype, save_gates, backend)
     )
     return h, c_n, c_n.new_empty(0) if cells is None else cells, c_n.new_empty(0) if gates is None else gates
@@ -378,7 +377,7 @@ def settled(tensor: Tensor) -> contextlib.AbstractContextManager[None]:
     """On the device of ``tensor``, which a kernel's launch does not look at, and without autocast."""
     here = not tensor.is_cuda or tensor.device.index == torch.cuda.current_device()
     if here and not torch.is_autocast_enabled(tensor.device.type):
-        return contextlib.nullcontext()
+        return HERE
     return _elsewhere(tensor)
 
 
@@ -401,7 +400,7 @@ def unseen(tensors: tuple[Tensor | None, ...]) -> bool:
         return False
     if torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
         return False
-    return all(tensor is None or type(tensor) in PLAIN for tensor in tensors)
+    return PLAIN.issuperset(map(type, tensors))
 
 
 def lstm_layer(
@@ -416,8 +415,10 @@ def lstm_layer(
     units: Tensor | None = None,
     recompute: bool = False,
     backend: str = "torch",
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """One LSTM layer over T steps: every h_t (T, B, H), the last c (B, H), every c_t (T, B, H) with ``return_cells``.
+) -> tuple[Tensor, State, Tensor | None]:
+    """One LSTM layer over T steps: every h_t (T, B, H), h_n and c_n, every c_t (T, B, H) with ``return_cells``.
+
+    h_n and c_n, (B, H), are tensors of their own.
 
     ``inputs``: see ``Inputs``. ``weight_hh`` (4H, H); ``h0``, ``c0`` (B, H), both or neither (then zero); ``resets``
     (T, B) bool zeroes the state before a step. c is float32 whatever the dtype of the weights (float64 for float64).
@@ -431,11 +432,12 @@ def lstm_layer(
     if trained or (return_cells and cells_dtype is None):
         cells_dtype = cell_dtype(weight_hh.dtype)
     if not trained and unseen(tensors):
-        h, c_n, cells, _ = _run_forward(*tensors, cells_dtype, False, backend)
+        h, c_n, cells, _, h_n = _run_forward(*tensors, cells_dtype, False, backend)
     else:
         check_shapes(values, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)
         h, c_n, cells, _ = _lstm_forward(*tensors, cells_dtype, trained and not recompute, backend)
-    return h, c_n, cells if return_cells else None
+        h_n = None
+    return h, (h[-1].clone() if h_n is None else h_n, c_n), cells if return_cells else None
 
 
-__all__ = ["Inputs", "cell_dtype", "layer_inputs", "lstm_layer", "settled"]
+__all__ = ["Inputs", "State", "cell_dtype", "layer_inputs", "lstm_layer", "settled"]

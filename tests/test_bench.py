@@ -167,6 +167,26 @@ def test_queued_calls_take_turns_behind_a_backlog(monkeypatch: pytest.MonkeyPatc
     assert log[-3 * 2 * rounds :] == ["record", "record", "synchronize"] * 2 * rounds
 
 
+def test_whole_calls_take_turns_of_two_and_the_second_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[str] = []
+    now = 0.0
+
+    def call(name: str, first: float, again: float) -> timing.Call:
+        def run() -> None:
+            nonlocal now
+            now += again if events[-2:] == [name, "wait"] else first
+            events.append(name)
+
+        return run
+
+    calls = {"a": call("a", 5.0, 1.0), "b": call("b", 7.0, 2.0)}
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    times = timing.time_whole(calls, 1.0, lambda: events.append("wait"))
+    assert times == {"a": [1e3] * timing.LEAST_ROUNDS, "b": [2e3] * timing.LEAST_ROUNDS}
+    turns = ["a", "wait", "a", "wait", "b", "wait", "b", "wait"]
+    assert events[-len(turns) * timing.LEAST_ROUNDS :] == turns * timing.LEAST_ROUNDS
+
+
 def test_quantiles() -> None:
     assert records.quantiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == {
         "median": "3.500",

@@ -18,6 +18,7 @@ from fastlstm_kernels.activations import tanh
 from fastlstm_kernels.forward import add_product
 from fastlstm_kernels.grid import COUNTER_STRIDE, arrive, wait, zero_counters
 from fastlstm_kernels.launch import Tile, backward_tile, capability_of, dot_precision, finish_tile, resident_programs
+from fastlstm_kernels.launcher import launch
 from fastlstm_kernels.reference import Backward
 
 
@@ -309,40 +310,15 @@ def lstm_backward(
         product_launches = [(n, n + 1, True, False, shares) for n in range(T + 1)]
         finish_launches = [(n, n + 1, False, True, finish_tiles) for n in range(T + 1)]
         launches = [launch for pair in zip(product_launches, finish_launches, strict=True) for launch in pair]
-    cooperative = {"launch_cooperative_grid": True} if persistent else {}
+    tensors = (dh, dc, gates, c, c0, weight_hh, resets, d_gates, dc_state, partials, products, finished)
+    blocks = (tile.block_b, tile.block_h, tile.block_k, finish_b, finish_h)
+    constants = (H, *blocks, tile.stages, tile.split, dot_precision(weight_hh.dtype))
     for n_begin, n_end, product, finish, programs in launches:
-        lstm_backward_kernel[(programs,)](
-            dh,
-            dc,
-            gates,
-            c,
-            c0,
-            weight_hh,
-            resets,
-            d_gates,
-            dc_state,
-            partials,
-            products,
-            finished,
-            n_begin,
-            n_end,
-            T,
-            B,
-            H=H,
-            BLOCK_B=tile.block_b,
-            BLOCK_H=tile.block_h,
-            BLOCK_K=tile.block_k,
-            FINISH_B=finish_b,
-            FINISH_H=finish_h,
-            STAGES=tile.stages,
-            SPLIT=tile.split,
-            PRECISION=dot_precision(weight_hh.dtype),
-            PRODUCT=product,
-            FINISH=finish,
-            PERSISTENT=persistent,
-            SERPENTINE=tile.serpentine,
+        launch(
+            *(lstm_backward_kernel, programs, tensors, (n_begin, n_end, T, B)),
+            (*constants, product, finish, persistent, tile.serpentine),
             num_warps=tile.warps,
-            **cooperative,
+            launch_cooperative_grid=persistent,
         )
     dh0 = partials.sum(0)
     if resets is not None:

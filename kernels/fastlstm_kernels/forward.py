@@ -25,6 +25,7 @@ from fastlstm_kernels.launch import (
     resident_programs,
     tile_of_call,
 )
+from fastlstm_kernels.launcher import launch
 from fastlstm_kernels.shapes import check_shapes
 from fastlstm_kernels.small_batch import run_small_batch
 
@@ -149,6 +150,7 @@ def _step(
     c0,
     state,
     h,
+    h_n,
     gates,
     cells,
     columns,
@@ -234,6 +236,8 @@ def _step(
 
     # No other program reads these, so they are written while the others already go on.
     tl.store(state + at, c, mask=unit_mask)
+    if h_n is not None:
+        tl.store(h_n + at, h_t.to(h_n.dtype.element_ty), mask=unit_mask)
     if gates is not None:
         gate_pointers = gates + (step_row + b)[:, None] * (4 * H) + gate_row[None, :]
         tl.store(gate_pointers, activated.to(gates.dtype.element_ty), mask=live[:, None] & (gate_unit < H)[None, :])
@@ -263,6 +267,7 @@ def lstm_forward_kernel(
     c0,  # (B, H) float32, zeros if None
     state,  # (B, H) float32: c_{t_end - 1} on return; c_{t_begin - 1} on entry, unless t_begin is 0
     h,  # (T, B, H)
+    h_n,  # (B, H): h of the one step there is
     gates,  # (T, B, 4H), activated
     cells,  # (T, B, H), or with columns (T, B, U)
     columns,  # (H,) int32: column of each unit in cells, or -1
@@ -300,6 +305,7 @@ def lstm_forward_kernel(
                 c0,
                 state,
                 h,
+                h_n,
                 gates,
                 cells,
                 columns,
@@ -323,12 +329,16 @@ def lstm_forward_kernel(
 
 
 class TritonForward(NamedTuple):
-    """h (T, B, H) in the weights' dtype; the last c (B, H) float32; cells and gates if they were asked for."""
+    """h (T, B, H) in the weights' dtype; the last c (B, H) float32; cells and gates if they were asked for.
+
+    ``h_n`` (B, H): the last h as a tensor of its own, where the kernel writes it: one step alone without gates.
+    """
 
     h: Tensor
     c_n: Tensor
     cells: Tensor | None
     gates: Tensor | None
+    h_n: Tensor | None = None
 
 
 def lstm_forward(
@@ -368,6 +378,8 @@ def lstm_forward(
     persistent = T > 1 and (weight_hh.is_cuda if persistent is None else persistent)
 
     h = torch.empty(T, B, H, dtype=dtype, device=device)
+    # A copy afterwards would be a launch of its own, beside the one of a single step.
+    h_n = torch.empty(B, H, dtype=dtype, device=device) if T == 1 and not save_gates else None
     state = torch.empty(B, H, dtype=torch.float32, device=device)
     gates = torch.empty(T, B, 4 * H, dtype=dtype, device=device) if save_gates else None
     columns, U = None, H
@@ -399,36 +411,20 @@ def lstm_forward(
 
     batch_tiles = -(-B // tile.block_b)
     programs, launches = batch_tiles * -(-H // tile.block_h), [(t, t + 1) for t in range(T)]
-    counters, options = None, {"num_warps": tile.warps}
+    counters = None
     if persistent:
         programs, launches = min(programs, resident_programs(device)), [(0, T)]
-        counters, options["launch_cooperative_grid"] = zero_counters(batch_tiles, device), True
-    tensors = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, c0)
-    given = [None if tensor is None else tensor.contiguous() for tensor in tensors]
+        counters = zero_counters(batch_tiles, device)
+    given = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, c0)
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in given]
+    tensors += (state, h, h_n, gates, cells, columns, counters)
     I, block_i = input_block(weight_ih, tile)
-    for t_begin, t_end in launches:
-        lstm_forward_kernel[(programs,)](
-            *given,
-            state,
-            h,
-            gates,
-            cells,
-            columns,
-            counters,
-            t_begin,
-            t_end,
-            B,
-            U,
-            H,
-            I,
-            tile.block_b,
-            tile.block_h,
-            tile.block_k,
-            block_i,
-            tile.stages,
-            tile.input_stages,
-            dot_precision(dtype),
-            tile.serpentine,
-            **options,
+    blocks = (tile.block_b, tile.block_h, tile.block_k, block_i)
+    constants = (H, I, *blocks, tile.stages, tile.input_stages, dot_precision(dtype), tile.serpentine)
+    for steps in launches:
+        launch(
+            *(lstm_forward_kernel, programs, tensors, (*steps, B, U), constants),
+            num_warps=tile.warps,
+            launch_cooperative_grid=persistent,
         )
-    return TritonForward(h, state, cells, gates)
+    return TritonForward(h, state, cells, gates, h_n)

@@ -142,9 +142,14 @@ def tile_of_call(
 
     One step alone has nothing to wait for, which is what small tiles are for.
     """
+    tile = _tile if torch.compiler.is_compiling() else _remembered_tile
+    return tile(H, B, dtype, device, T > 1 and not fused)
+
+
+def _tile(H: int, B: int, dtype: torch.dtype, device: torch.device, several_steps: bool) -> Tile | SmallTile:
     capability = capability_of(device)
     resident = resident_programs(device) if device.type == "cuda" else PROGRAMS
-    small = small_batch_tile(H, B, dtype, capability, resident) if T > 1 and not fused else None
+    small = small_batch_tile(H, B, dtype, capability, resident) if several_steps else None
     return small or forward_tile(H, B, dtype, capability)
 
 
@@ -208,6 +213,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 # torch.compile warns of what remembers.
+_remembered_tile = functools.lru_cache(maxsize=4096)(_tile)
 _remembered_multiprocessors = functools.cache(_multiprocessors)
 _remembered_capability = functools.cache(torch.cuda.get_device_capability)
 

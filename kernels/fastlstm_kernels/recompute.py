@@ -15,6 +15,7 @@ from torch import Tensor
 from fastlstm_kernels.activations import sigmoid_or_tanh
 from fastlstm_kernels.forward import add_recurrent_product, input_sum
 from fastlstm_kernels.launch import Tile, capability_of, dot_precision, forward_tile, input_block
+from fastlstm_kernels.launcher import launch
 
 
 # An argument that is None is one that the call does without, as in forward.py.
@@ -106,22 +107,10 @@ def recompute_gates(
     tile = tile or forward_tile(H, B, weight_hh.dtype, capability_of(weight_hh.device))
     gates = torch.empty(T, B, 4 * H, dtype=h.dtype, device=h.device)
     programs = T * triton.cdiv(B, tile.block_b) * triton.cdiv(H, tile.block_h)
-    tensors = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, h)
+    given = (inputs, ids, resets, weight_ih, bias_ih, bias_hh, weight_hh, h0, h)
+    tensors = [None if tensor is None else tensor.contiguous() for tensor in given]
     I, block_i = input_block(weight_ih, tile)
-    lstm_gates_kernel[(programs,)](
-        *(None if tensor is None else tensor.contiguous() for tensor in tensors),
-        gates,
-        B,
-        H,
-        I,
-        tile.block_b,
-        tile.block_h,
-        tile.block_k,
-        block_i,
-        tile.stages,
-        tile.input_stages,
-        dot_precision(weight_hh.dtype),
-        tile.serpentine,
-        num_warps=tile.warps,
-    )
+    blocks = (tile.block_b, tile.block_h, tile.block_k, block_i)
+    constants = (H, I, *blocks, tile.stages, tile.input_stages, dot_precision(weight_hh.dtype), tile.serpentine)
+    launch(lstm_gates_kernel, programs, (*tensors, gates), (B,), constants, num_warps=tile.warps)
     return gates

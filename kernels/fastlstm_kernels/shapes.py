@@ -16,9 +16,11 @@ class Sizes(NamedTuple):
     H: int
 
 
-def _expect(name: str, tensor: Tensor | None, shape: tuple[int, ...]) -> None:
-    if tensor is not None and tensor.shape != shape:
+def _expect(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype, why: str = " as weight_hh") -> None:
+    if tensor.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+    if tensor.dtype != dtype:
+        raise TypeError(f"{name}: expected {dtype}{why}, got {tensor.dtype}")
 
 
 def check_shapes(
@@ -39,19 +41,23 @@ def check_shapes(
     (B, H) or neither; ``resets`` (T, B) bool. Raises ``ValueError`` or ``TypeError`` naming the argument, what came and
     what was expected.
     """
-    if weight_hh.dim() != 2 or weight_hh.shape[0] != 4 * weight_hh.shape[1]:
-        raise ValueError(f"weight_hh: expected shape (4H, H), got {tuple(weight_hh.shape)}")
-    H = weight_hh.shape[1]
+    shape, dtype = weight_hh.shape, weight_hh.dtype
+    if len(shape) != 2 or shape[0] != 4 * shape[1]:
+        raise ValueError(f"weight_hh: expected shape (4H, H), got {tuple(shape)}")
+    if not dtype.is_floating_point:
+        raise TypeError(f"weight_hh: expected a floating-point dtype, got {dtype}")
+    H = shape[1]
     if ids is None:
         width = 4 * H
         if weight_ih is not None:
             if weight_ih.dim() != 2 or weight_ih.shape[0] != 4 * H:
                 raise ValueError(f"weight_ih: expected shape ({4 * H}, I), got {tuple(weight_ih.shape)}")
             width = weight_ih.shape[1]
+            _expect("weight_ih", weight_ih, (4 * H, width), dtype)
         if inputs.dim() != 3:
             raise ValueError(f"inputs: expected shape (T, B, {width}), got {tuple(inputs.shape)}")
-        T, B = inputs.shape[:2]
-        _expect("inputs", inputs, (T, B, width))
+        T, B, _ = inputs.shape
+        _expect("inputs", inputs, (T, B, width), dtype)
     else:
         if ids.dim() != 2:
             raise ValueError(f"ids: expected shape (T, B), got {tuple(ids.shape)}")
@@ -60,30 +66,23 @@ def check_shapes(
         if weight_ih is not None:
             raise ValueError("weight_ih: expected None with ids, whose input product is a table")
         T, B = ids.shape
-        if inputs.dim() != 2 or inputs.shape[1] != 4 * H:
+        if inputs.dim() != 2:
             raise ValueError(f"inputs: expected a table of shape (V, {4 * H}), got {tuple(inputs.shape)}")
+        _expect("inputs", inputs, (inputs.shape[0], 4 * H), dtype)
     if T < 1 or B < 1:
         raise ValueError(f"inputs: expected T >= 1 and B >= 1, got T={T}, B={B}")
     if (bias_ih is None) != (bias_hh is None) or (bias_ih is not None and weight_ih is None):
         raise ValueError("bias_ih, bias_hh: expected both with weight_ih, or neither")
     if (h0 is None) != (c0 is None):
         raise ValueError("h0, c0: expected both or neither")
-    _expect("h0", h0, (B, H))
-    _expect("c0", c0, (B, H))
-    _expect("resets", resets, (T, B))
-    _expect("bias_ih", bias_ih, (4 * H,))
-    _expect("bias_hh", bias_hh, (4 * H,))
-    if resets is not None and resets.dtype != torch.bool:
-        raise TypeError(f"resets: expected torch.bool, got {resets.dtype}")
-    dtype = weight_hh.dtype
-    if not dtype.is_floating_point:
-        raise TypeError(f"weight_hh: expected a floating-point dtype, got {dtype}")
-    given = (("inputs", inputs), ("h0", h0), ("weight_ih", weight_ih), ("bias_ih", bias_ih), ("bias_hh", bias_hh))
-    for name, tensor in given:
-        if tensor is not None and tensor.dtype != dtype:
-            raise TypeError(f"{name}: expected {dtype} as weight_hh, got {tensor.dtype}")
-    if c0 is not None and c0.dtype != cell_dtype(dtype):
-        raise TypeError(f"c0: expected {cell_dtype(dtype)}, got {c0.dtype}")
+    if h0 is not None and c0 is not None:
+        _expect("h0", h0, (B, H), dtype)
+        _expect("c0", c0, (B, H), cell_dtype(dtype), "")
+    if resets is not None:
+        _expect("resets", resets, (T, B), torch.bool, "")
+    if bias_ih is not None and bias_hh is not None:
+        _expect("bias_ih", bias_ih, (4 * H,), dtype)
+        _expect("bias_hh", bias_hh, (4 * H,), dtype)
     return Sizes(T, B, H)
 
 

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastlstm_kernels.launch import SMALL_MULTIPLE, SmallTile, small_batch_programs
+from fastlstm_kernels.launcher import launch
 from fastlstm_kernels.layouts import (
     arange,
     convert,
@@ -218,7 +219,6 @@ def run_small_batch(
         raise TypeError(f"weight_hh: expected float16 or bfloat16 for a small-batch tile, got {h.dtype}")
     if H % SMALL_MULTIPLE:
         raise ValueError(f"weight_hh: expected H in multiples of {SMALL_MULTIPLE} for a small-batch tile, got {H}")
-    programs = small_batch_programs(H, B, tile)
     share = max(32, triton.next_power_of_2(triton.cdiv(H, tile.warps)))
     # Loads of more than one element want their alignment.
     inputs, h0 = (tensor if tensor.data_ptr() % 16 == 0 else tensor.clone() for tensor in (inputs, h0))
@@ -226,35 +226,19 @@ def run_small_batch(
     resets = None if resets is None else resets.view(torch.uint8)
     if persistent:
         h.view(torch.int16).fill_(SENTINEL.value)  # part of a captured graph, so that a replay waits too
-    cooperative = {"launch_cooperative_grid": True} if persistent else {}
+    given = [tensor is not None for tensor in (ids, resets, gates, cells, columns)]
+    constants = (H, tile.block_b, tile.block_h, tile.warps, share, tile.peek, *given, persistent)
+    U = H if cells is None else cells.shape[2]
     for t, steps in [(0, T)] if persistent else [(t, 1) for t in range(T)]:
-        lstm_small_batch_kernel[(programs,)](
-            words if ids is not None else words[t:],
-            None if ids is None else ids[t:],
-            None if resets is None else resets[t:],
-            weight_hh,
-            h0 if t == 0 else h[t - 1],
-            state,
-            h[t:],
-            None if gates is None else gates[t:],
-            None if cells is None else cells[t:],
-            columns,
-            steps,
-            B,
-            H if cells is None else cells.shape[2],
-            H=H,
-            BLOCK_B=tile.block_b,
-            BLOCK_H=tile.block_h,
-            WARPS=tile.warps,
-            SHARE=share,
-            PEEK=tile.peek,
-            HAS_IDS=ids is not None,
-            HAS_RESETS=resets is not None,
-            SAVE_GATES=gates is not None,
-            SAVE_CELLS=cells is not None,
-            CHOSEN=columns is not None,
-            PERSISTENT=persistent,
+        inputs_t = words if ids is not None else words[t:]
+        ids_t, resets_t, h_t, gates_t, cells_t = (
+            None if tensor is None else tensor[t:] for tensor in (ids, resets, h, gates, cells)
+        )
+        before = h0 if t == 0 else h[t - 1]
+        tensors = (inputs_t, ids_t, resets_t, weight_hh, before, state, h_t, gates_t, cells_t, columns)
+        launch(
+            *(lstm_small_batch_kernel, small_batch_programs(H, B, tile), tensors, (steps, B, U), constants),
             num_warps=tile.warps,
             maxnreg=min(255, REGISTERS // (32 * tile.warps)),  # ptxas leaves room for other programs, and spills
-            **cooperative,
+            launch_cooperative_grid=persistent,
         )

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from fastlstm import ops
-from fastlstm.ops import Inputs, cell_dtype, layer_inputs, lstm_layer
+from fastlstm import onednn, ops
+from fastlstm.ops import Inputs, State, cell_dtype, layer_inputs, lstm_layer
 from fastlstm_kernels.eager import HAS_ONEDNN
 from recurrences import DEVICE, Case
 from tolerance import assert_as_good_as
@@ -29,7 +29,7 @@ def arguments(
     return (*copies[:4], case.ids, case.resets, *copies[4:], None, cells_dtype, save_gates, backend)
 
 
-def layer(given: tuple[Any, ...], **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def layer(given: tuple[Any, ...], **options: Any) -> tuple[Tensor, State, Tensor | None]:
     """``lstm_layer`` on the operator's arguments."""
     values, weight_hh, h0, c0, ids, resets, weight_ih, bias_ih, bias_hh, *_ = given
     inputs = Inputs(values, ids, weight_ih, bias_ih, bias_hh)
@@ -102,7 +102,7 @@ def test_onednn_passes_opcheck(rows: int, save_cells: bool) -> None:
     case = Case(5, 3, 8, torch.float32, rows=rows)
     x = torch.randn(5, 3, 9) if case.ids is None else case.ids.cpu()
     weights = (torch.randn(32, 9), case.weight_hh.cpu(), torch.randn(32), case.h0.cpu(), case.c0.cpu())
-    torch.library.opcheck(torch.ops.fastlstm.onednn_lstm.default, (x, *weights, save_cells))
+    torch.library.opcheck(onednn._onednn_lstm, (x, *weights, save_cells))
 
 
 @pytest.mark.parametrize("backend", ["torch", "triton"])
@@ -169,7 +169,7 @@ def test_the_last_cell_has_its_own_gradient(with_dc: bool, backend: str) -> None
     gradients = []
     for dtype, name in ((torch.float64, "torch"), (torch.float32, backend), (torch.float32, "torch")):
         cast = [tensor.detach().to(dtype).requires_grad_() for tensor in arguments(case)[:4]]
-        _, c_n, cells = lstm_layer(Inputs(cast[0]), *cast[1:], return_cells=True, backend=name)
+        _, (_, c_n), cells = lstm_layer(Inputs(cast[0]), *cast[1:], return_cells=True, backend=name)
         assert cells is not None
         # The truth goes through every cell, the others through c_n.
         last = cells[-1] if dtype == torch.float64 else c_n
@@ -236,7 +236,7 @@ def test_dense_inputs_have_the_gradients_of_their_product(x_wanted: bool, state:
         states = [tensor.to(dtype, copy=True).requires_grad_() for tensor in (case.h0, case.c0)] if state else []
         inputs = layer_inputs(x, *dense, backend=backend, fused=fused)
         assert (inputs.weight_ih is not None) == (fused is True)
-        h, c_n, _ = lstm_layer(inputs, weight_hh, *states, resets=case.resets, backend=backend)
+        h, (_, c_n), _ = lstm_layer(inputs, weight_hh, *states, resets=case.resets, backend=backend)
         loss = (h * case.dh.to(dtype)).sum() + (c_n * case.dc[0].to(dtype)).sum()
         results.append((h, *torch.autograd.grad(loss, [weight_hh, *dense, *states, *([x] if x_wanted else [])])))
     for truth, kernel, naive in zip(*results, strict=True):

@@ -74,8 +74,9 @@ def test_no_state_is_a_state_of_zeros(rows: int, features: int) -> None:
     given = lstm_forward(case.inputs, case.weight_hh, *zeros, **options)  # type: ignore[arg-type]
     with poisoned_memory():
         none = lstm_forward(case.inputs, case.weight_hh, **options)  # type: ignore[arg-type]
+    assert given.h_n is none.h_n is None
     for name, tensor in given._asdict().items():
-        assert torch.equal(getattr(none, name), tensor), name
+        assert name == "h_n" or torch.equal(getattr(none, name), tensor), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -119,6 +120,16 @@ def test_nothing_is_kept_that_nobody_asked_for() -> None:
     out = lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0, tile=SMALL)
     assert out.cells is None
     assert out.gates is None
+
+
+@pytest.mark.parametrize("tile", [None, SMALL])
+def test_one_step_alone_has_its_last_h_apart(tile: Tile | None) -> None:
+    case = Case(1, 3, 20, torch.float16)
+    with poisoned_memory():
+        out = lstm_forward(case.inputs, case.weight_hh, case.h0, case.c0, tile=tile)
+    assert out.h_n is not None
+    assert torch.equal(out.h_n, out.h[0])
+    assert out.h_n.untyped_storage().data_ptr() != out.h.untyped_storage().data_ptr()
 
 
 def test_arguments_are_left_alone() -> None:
