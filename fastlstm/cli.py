@@ -244,7 +244,6 @@ def _add_train(commands: _Commands) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     from fastlstm.config import load_config
     from fastlstm.training.config import TrainConfig
-    from fastlstm.training.loop import train
 
     config = load_config(TrainConfig, arguments.recipe, arguments.overrides)
     first = int(os.environ.get("RANK", "0")) == 0  # torchrun's; the others have nothing to say
@@ -255,6 +254,8 @@ def _train(arguments: argparse.Namespace) -> None:
         if first:
             print(profile.table())
         return
+    from fastlstm.training.loop import train
+
     summary = train(config, arguments.data, arguments.out, progress=not arguments.quiet, resume=arguments.resume)
     if not first:
         return
@@ -294,7 +295,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from fastlstm.training.checkpoint import load_model
     from fastlstm.training.config import TrainConfig
     from fastlstm.training.evaluate import evaluate
-    from fastlstm.training.loop import choose_device
+    from fastlstm.training.start import choose_device
 
     model, info = load_model(arguments.checkpoint)
     trained = config_from_dict(TrainConfig, info.config).data
@@ -346,7 +347,7 @@ def _add_sample(commands: _Commands) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from fastlstm.generate import sample
     from fastlstm.training.checkpoint import load_model
-    from fastlstm.training.loop import choose_device
+    from fastlstm.training.start import choose_device
 
     if arguments.count < 1:
         raise InputError(f"--count: expected >= 1, got {arguments.count}")

@@ -28,7 +28,8 @@ from fastlstm.errors import InputError
 from fastlstm.files import naming, sync_folder, write_whole
 from fastlstm.model import ByteLM
 from fastlstm.module import State
-from fastlstm.training.config import ModelConfig, TrainConfig
+from fastlstm.training.config import TrainConfig
+from fastlstm.training.start import build_model
 from fastlstm.version import __version__
 
 FORMAT_VERSION = 1
@@ -55,10 +56,6 @@ class TrainingState:
     config: TrainConfig
     state: State
     optimizer: dict[str, Tensor]
-
-
-def build_model(config: ModelConfig) -> ByteLM:
-    return ByteLM(config.hidden_size, init=config.init, forget_bias=config.forget_bias, seed=config.seed)
 
 
 def _weights(model: ByteLM) -> bytes:

@@ -22,14 +22,12 @@ import torch
 from tqdm import tqdm
 
 from fastlstm.config import config_to_dict
-from fastlstm.corpus.batches import Schedule, TrainReader
 from fastlstm.corpus.shards import Corpus, Shard
 from fastlstm.errors import InputError
 from fastlstm.files import only_writer, write_whole
 from fastlstm.training.checkpoint import (
     CheckpointWriter,
     TrainingState,
-    build_model,
     checkpoints,
     diverged,
     load_training,
@@ -38,10 +36,10 @@ from fastlstm.training.checkpoint import (
 from fastlstm.training.config import TrainConfig, learning_rate, resolved
 from fastlstm.training.distributed import World, processes
 from fastlstm.training.evaluate import evaluate
-from fastlstm.training.feed import Feed
 from fastlstm.training.health import cell_health
 from fastlstm.training.limits import limits
 from fastlstm.training.log import RunLog
+from fastlstm.training.start import choose_device, start
 from fastlstm.training.step import TrainStep
 
 Resume = Literal["auto", "never", "required"]
@@ -80,51 +78,19 @@ def train(
         return _train(resolved(config, device), Corpus(corpus_folder), run, world, device, progress, resume)
 
 
-@dataclass
-class Training:
-    """A run ready for its next update."""
-
-    step: TrainStep
-    feed: Feed
-    steps: int  # of the whole run
-    done: int
-    checkpoint: Path | None  # it was resumed from
-
-
-def prepare(config: TrainConfig, corpus: Corpus, run: Path | None, world: World, device: torch.device) -> Training:
-    """Build the update and its feed as ``config`` (resolved) says, or as the newest checkpoint of ``run`` left them."""
-    data, streams = config.data, world.streams(config.data.batch_size)
-    cut = {"batch_size": data.batch_size, "window": data.window}
-    schedule = Schedule.of(corpus.shards("train"), epochs_per_shard=data.epochs_per_shard, passes=data.passes, **cut)
-    steps = min(schedule.steps, config.optimizer.steps or schedule.steps)
-    model = build_model(config.model)
-    found = [] if run is None else checkpoints(run)
-    resumed = load_training(found[-1]) if found else None
-    if resumed is not None:
-        assert run is not None
-        _check_same_run(run, replace(resumed, config=resolved(resumed.config, device)), config, corpus)
-        load_weights(model, found[-1])
-    step = TrainStep(model.to(device), config, world)
-    if resumed is not None:
-        step.optimizer.load_state_dict(step.names, resumed.optimizer)
-        step.set_state((resumed.state[0][:, streams], resumed.state[1][:, streams]))
-    reader = TrainReader(corpus, schedule, reset=data.reset, streams=streams, **cut)
-    feed = Feed(reader, step.packet, lambda number: learning_rate(config.optimizer, number, steps))
-    return Training(step, feed, steps, 0 if resumed is None else resumed.step, found[-1] if found else None)
-
-
 def _train(
     config: TrainConfig, corpus: Corpus, run: Path, world: World, device: torch.device, progress: bool, resume: Resume
 ) -> TrainSummary:
     _check_resume(run, resume)
     valid = _validation_shard(corpus) if world.first else None
     world.wait()  # nobody writes a checkpoint before all have read theirs
-    training = prepare(config, corpus, run, world, device)
-    update, steps, step = training.step, training.steps, training.done
+    training = start(config, corpus, device, world)
+    update, feed, steps = training.step, training.feed, training.steps
+    found = checkpoints(run)
+    step = _go_on(update, found[-1], config, corpus, world) if found else 0
     world.wait()
     if step == steps:
-        assert training.checkpoint is not None
-        return TrainSummary(step, 0, 0.0, None, training.checkpoint)
+        return TrainSummary(step, 0, 0.0, None, found[-1])
     data, settings = config.data, config.run
     if world.first:
         run.mkdir(parents=True, exist_ok=True)
@@ -162,7 +128,7 @@ def _train(
                 log("checkpoint", int(path.name.rpartition("-")[2]), path=path.name)
 
         while step < steps and stopped is None:
-            if training.feed.load(step):
+            if feed.load(step):
                 update.zero_state()
             if step % settings.health_every == 0 and world.first:
                 with meter.paused():
@@ -222,17 +188,17 @@ def _train(
     return TrainSummary(step, (step - first_step) * bytes_per_step, seconds, last_valid, checkpoint, stopped)
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of ``name``; "auto" is a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"run.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"run.device: {name} was asked for, but torch sees no GPU")
-    return device
+def _go_on(step: TrainStep, checkpoint: Path, config: TrainConfig, corpus: Corpus, world: World) -> int:
+    """Bring ``step`` to where ``checkpoint`` was written; how many updates were made."""
+    resumed = load_training(checkpoint)
+    device, streams = step.packet.block.device, world.streams(config.data.batch_size)
+    before = replace(resumed, config=resolved(resumed.config, device))
+    _check_same_run(checkpoint.parents[1], before, config, corpus)
+    load_weights(step.model, checkpoint)
+    step.optimizer.load_state_dict(step.names, resumed.optimizer)
+    step.optimizer.renew_copies()
+    step.set_state((resumed.state[0][:, streams], resumed.state[1][:, streams]))
+    return resumed.step
 
 
 class _Meter:

@@ -17,7 +17,7 @@ from fastlstm.corpus.shards import Corpus
 from fastlstm.files import write_whole
 from fastlstm.training.config import TrainConfig, resolved
 from fastlstm.training.distributed import processes
-from fastlstm.training.loop import Training, choose_device, prepare
+from fastlstm.training.start import Training, choose_device, start
 from fastlstm.training.step import PARTS
 
 FILE = "profile.json"
@@ -78,7 +78,7 @@ def profile_run(config: TrainConfig, corpus_folder: Path, run: Path) -> Profile:
     """Measure updates from the untrained model and write ``run/profile.json``; no weights are kept."""
     with processes(choose_device(config.run.device)) as (world, device):
         config = resolved(config, device)
-        profile = measure(prepare(config, Corpus(corpus_folder), None, world, device), config)
+        profile = measure(start(config, Corpus(corpus_folder), device, world), config)
         if world.first:
             run.mkdir(parents=True, exist_ok=True)
             write_whole(run / FILE, (json.dumps(dataclasses.asdict(profile), indent=2) + "\n").encode())
