@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from fastlstm.corpus.batches import TrainReader
 
@@ -78,11 +77,3 @@ class Feed:
         packet.rate.fill_(self._rate(step))
         resets = None if packet.resets is None else packet.resets.numpy()
         return self._reader.fill(step, packet.ids.numpy(), resets)
-
-
-def move(packet: Packet, ids: Tensor, resets: Tensor | None, rate: float) -> None:
-    """Set ``packet`` by hand: the same update again and again, as a measurement without a loader makes it."""
-    packet.ids.copy_(ids)
-    if packet.resets is not None and resets is not None:
-        packet.resets.copy_(resets)
-    packet.rate.fill_(rate)

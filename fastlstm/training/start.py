@@ -12,7 +12,7 @@ from fastlstm.errors import InputError
 from fastlstm.model import ByteLM
 from fastlstm.training.config import ModelConfig, TrainConfig, learning_rate
 from fastlstm.training.distributed import ALONE, World
-from fastlstm.training.feed import Feed
+from fastlstm.training.feed import Feed, Packet
 from fastlstm.training.step import TrainStep
 
 
@@ -31,15 +31,19 @@ class Training:
 
 def start(config: TrainConfig, corpus: Corpus, device: torch.device, world: World = ALONE) -> Training:
     """Build what ``config`` (resolved) describes, untrained; this process reads its share of the streams."""
+    step = TrainStep(build_model(config.model).to(device), config, world)
+    feed, steps = feed_of(config, corpus, step.packet, world)
+    return Training(step, feed, steps)
+
+
+def feed_of(config: TrainConfig, corpus: Corpus, packet: Packet, world: World = ALONE) -> tuple[Feed, int]:
+    """What fills ``packet`` with this process's streams, and the number of updates of the run."""
     data = config.data
     cut = {"batch_size": data.batch_size, "window": data.window}
     schedule = Schedule.of(corpus.shards("train"), epochs_per_shard=data.epochs_per_shard, passes=data.passes, **cut)
     steps = min(schedule.steps, config.optimizer.steps or schedule.steps)
     reader = TrainReader(corpus, schedule, reset=data.reset, streams=world.streams(data.batch_size), **cut)
-    step = TrainStep(build_model(config.model).to(device), config, world)
-    return Training(
-        step, Feed(reader, step.packet, lambda number: learning_rate(config.optimizer, number, steps)), steps
-    )
+    return Feed(reader, packet, lambda number: learning_rate(config.optimizer, number, steps)), steps
 
 
 def choose_device(name: str) -> torch.device:
