@@ -208,8 +208,6 @@ def make_run(folder: Path) -> Path:
     for step, cells in ((0, 0.0), (1000, 17.0)):
         cells_then = {"cell_p50": 1.25, "cell_p99": 30.5, "wide_cells": cells}
         events.append({"event": "health", "step": step, **cells_then, **gates})
-            {"event": "health", "step": step, "cell_p50": 1.25, "cell_p99": 30.5, "wide_cells": cells, **gates}
-        )
     events.append({"event": "end", "step": 1200, "seconds": 25.0})
     (folder / "profile.json").write_text('{"fed": 3.5, "parts": {"forward": 1.0, "backward": 3.0}}', encoding="utf-8")
     lines = "".join(json.dumps(event) + "\n" for event in events)
