@@ -50,7 +50,7 @@ def configuration(options: argparse.Namespace, shape: Shape, dtype: str, backend
 
 
 def contestants(options: argparse.Namespace, shape: Shape, corpus: Corpus, world: World) -> list[tuple[Loop, float]]:
-    """Everyone at this size, with the MiB that each took; one that does not fit is named and left out."""
+    """Everyone at this size, with the MiB that each took; one that fails is named and left out."""
     device = options.device_used
     makers: list[tuple[str, Callable[[], Loop]]] = []
     for dtype in options.dtypes:
@@ -69,7 +69,7 @@ def contestants(options: argparse.Namespace, shape: Shape, corpus: Corpus, world
     for name, make in makers:
         try:
             found.append(_measured(make, device))
-        except torch.cuda.OutOfMemoryError as error:
+        except RuntimeError as error:  # out of memory, or a library that cannot be captured
             say(f"{name} at {shape}: left out, {str(error).splitlines()[0]}")
     return found
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,10 +63,7 @@ def _weights(model: ByteLM) -> bytes:
 
 
 def save_checkpoint(run: Path, model: ByteLM, training: TrainingState, *, keep: int) -> Path:
-    """Write ``run/checkpoints/step-N`` (complete or not at all) and remove all but the newest ``keep``.
-
-    Raises ``InputError`` and writes nothing if a weight is not finite, so that a run that diverged keeps its good ones.
-    """
+    """Write ``run/checkpoints/step-N`` (complete or not at all) and remove all but the newest ``keep``."""
     return _write(run, _tensors(model, training), training, keep)
 
 
@@ -84,19 +81,22 @@ class CheckpointWriter:
         self._writing: Future[Path] | None = None
 
     def save(self, model: ByteLM, training: TrainingState) -> None:
-        """As ``save_checkpoint``, in the background. Raises what the one before raised; waits until it is written."""
+        """As ``save_checkpoint``, in the background, once the one before is written.
+
+        If a weight is not finite nothing is written, so that a run that diverged keeps its good ones: the next call of
+        any method raises ``InputError``, as it raises whatever else went wrong.
+        """
         self.wait()
         tensors = _tensors(model, training)
         for name, tensor in tensors.items():
             if name not in self._copies:
                 self._copies[name] = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
             self._copies[name].copy_(tensor, non_blocking=True)
-        wait: Callable[[], None] = _nothing
+        copied: torch.cuda.Event | None = None
         if model.head.weight.is_cuda:
             copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             copied.record()
-            wait = copied.synchronize
-        self._writing = self._thread.submit(_write, self._run, self._copies, training, self._keep, wait)
+        self._writing = self._thread.submit(self._write, training, copied)
 
     def written(self) -> Path | None:
         """The checkpoint that has been written since the last call, if any."""
@@ -107,9 +107,13 @@ class CheckpointWriter:
         writing, self._writing = self._writing, None
         return None if writing is None else writing.result()
 
-
-def _nothing() -> None:
-    """Nothing is waited for on a CPU."""
+    def _write(self, training: TrainingState, copied: torch.cuda.Event | None) -> Path:
+        if copied is not None:
+            copied.synchronize()
+        for name, tensor in self._copies.items():
+            if name.startswith("weights/") and not tensor.isfinite().all():
+                raise diverged(f"{name.removeprefix('weights/')} is", training.step, self._run)
+        return _write(self._run, self._copies, training, self._keep)
 
 
 def _tensors(model: ByteLM, training: TrainingState) -> dict[str, Tensor]:
@@ -119,21 +123,10 @@ def _tensors(model: ByteLM, training: TrainingState) -> dict[str, Tensor]:
     return weights | optimizer | {"training/state.h": training.state[0], "training/state.c": training.state[1]}
 
 
-def _write(
-    run: Path,
-    tensors: Mapping[str, Tensor],
-    training: TrainingState,
-    keep: int,
-    wait: Callable[[], None] = _nothing,
-) -> Path:
-    """Write the checkpoint once ``wait`` has returned."""
+def _write(run: Path, tensors: Mapping[str, Tensor], training: TrainingState, keep: int) -> Path:
     folder = run / "checkpoints" / f"{_STEP_FOLDER}{training.step:08d}"
     if folder.is_dir():  # complete, and of the same step of the same run
         return folder
-    wait()
-    for name, tensor in tensors.items():
-        if name.startswith("weights/") and not tensor.isfinite().all():
-            raise diverged(f"{name.removeprefix('weights/')} is", training.step, run)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

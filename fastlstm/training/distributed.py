@@ -7,6 +7,7 @@ inside a captured step), gloo between CPUs. Process 0 writes the run folder; on 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,4 +113,5 @@ def processes(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     try:
         yield World(dist.get_rank(), size), device
     finally:
+        gc.collect()  # a captured all-reduce must be gone before its communicator is
         dist.destroy_process_group()

@@ -152,6 +152,18 @@ def test_a_time_limit_ends_well(corpus: Corpus, tmp_path: Path, capsys: pytest.C
         assert [int(folder.name[-8:]) for folder in checkpoints(run)] == list(range(1, steps + 1))
 
 
+def test_a_slow_cpu_says_how_slow(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for slow, said in ((1e9, False), (0.0, True)):
+        monkeypatch.setattr("fastlstm.training.loop.SLOW", slow)
+        train(small("optimizer.steps=10"), corpus.folder, tmp_path / f"{said}", progress=True)
+        words = "".join(capsys.readouterr())
+        assert (
+            bool(re.search(r"no GPU: an update took \d+ s, [\d,]+ bytes/s on \d+ threads; the other 9", words)) == said
+        )
+
+
 def test_resuming_can_be_refused_or_required(corpus: Corpus, tmp_path: Path) -> None:
     run, config = tmp_path / "run", small("optimizer.steps=10")
     with pytest.raises(InputError, match="expected a folder with a checkpoint to go on from, found none"):
