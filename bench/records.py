@@ -20,11 +20,11 @@ COLUMNS = (
     *("suite", "case", "contestant", "H", "B", "T", "dtype", "metric", "unit", "median", "p20", "p80", "n"),
     *("gpu", "driver", "torch", "triton", "commit", "date"),
     # input: dense features or byte ids. mode: queued (the GPU's work alone), eager or graph (the whole call, awaited).
-    # version: the contestant's own (cuDNN's for nn.LSTM). note: why no number.
-    *("input", "mode", "device", "version", "note"),
+    # version: the contestant's own (cuDNN's for nn.LSTM). note: why no number. gpus: processes that shared the work.
+    *("input", "mode", "device", "version", "note", "gpus"),
 )
-KEY = (*COLUMNS[:8], "input", "mode", "device")
-DEFAULTS = {"input": "dense", "mode": "queued", "device": "cuda"}
+KEY = (*COLUMNS[:8], "input", "mode", "device", "gpus")
+DEFAULTS = {"input": "dense", "mode": "queued", "device": "cuda", "gpus": "1"}
 
 Row = dict[str, str]
 

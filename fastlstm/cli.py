@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -216,24 +217,48 @@ def _add_train(commands: _Commands) -> None:
         "train",
         _train,
         "train a byte-level language model on a corpus",
-        "A run that was killed goes on with the same command, to the same bits. Recipes that come with the package:\n"
+        "A run that was killed goes on with the same command, to the same bits; SIGTERM, SIGUSR1 and run.time_limit\n"
+        "(seconds) checkpoint it and exit with status 0. Recipes that come with the package:\n"
         f"  {', '.join(recipe_names())}\n"
-        "Losses are in bits per byte, rates in bytes per second.",
+        "Losses are in bits per byte, rates in bytes per second. On several GPUs:\n"
+        "  torchrun --nproc-per-node 8 -m fastlstm train RECIPE --data CORPUS --out RUN",
     )
     parser.add_argument("recipe", help="name of a recipe, or a .toml file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example model.hidden_size=512")
     parser.add_argument("--data", type=Path, required=True, help="corpus folder (from fastlstm prepare)")
     parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoints, log.jsonl, config.json")
+    parser.add_argument(
+        "--resume",
+        choices=("auto", "never", "required"),
+        default="auto",
+        help="go on from the newest checkpoint of --out: if there is one; refuse if there is; refuse if there is none",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="train nothing: print where the time of an update goes, write profile.json",
+    )
     _quiet(parser)
 
 
 def _train(arguments: argparse.Namespace) -> None:
     from fastlstm.config import load_config
     from fastlstm.training.config import TrainConfig
-    from fastlstm.training.loop import train
 
     config = load_config(TrainConfig, arguments.recipe, arguments.overrides)
-    summary = train(config, arguments.data, arguments.out, progress=not arguments.quiet)
+    first = int(os.environ.get("RANK", "0")) == 0  # torchrun's; the others have nothing to say
+    if arguments.profile:
+        from fastlstm.training.profile import profile_run
+
+        profile = profile_run(config, arguments.data, arguments.out)
+        if first:
+            print(profile.table())
+        return
+    from fastlstm.training.loop import train
+
+    summary = train(config, arguments.data, arguments.out, progress=not arguments.quiet, resume=arguments.resume)
+    if not first:
+        return
     if not summary.bytes:
         print(f"{summary.checkpoint}: already trained for {summary.steps:,} steps")
         return
@@ -242,6 +267,8 @@ def _train(arguments: argparse.Namespace) -> None:
         f"{summary.checkpoint}: {summary.steps:,} steps{valid}, "
         f"{summary.bytes / summary.seconds:,.0f} bytes/s ({summary.seconds:.0f} s)"
     )
+    if summary.stopped is not None:
+        print(f"stopped by {summary.stopped} before the last step: the same command goes on")
 
 
 def _add_eval(commands: _Commands) -> None:
@@ -268,7 +295,7 @@ def _eval(arguments: argparse.Namespace) -> None:
     from fastlstm.training.checkpoint import load_model
     from fastlstm.training.config import TrainConfig
     from fastlstm.training.evaluate import evaluate
-    from fastlstm.training.loop import choose_device
+    from fastlstm.training.start import choose_device
 
     model, info = load_model(arguments.checkpoint)
     trained = config_from_dict(TrainConfig, info.config).data
@@ -320,7 +347,7 @@ def _add_sample(commands: _Commands) -> None:
 def _sample(arguments: argparse.Namespace) -> None:
     from fastlstm.generate import sample
     from fastlstm.training.checkpoint import load_model
-    from fastlstm.training.loop import choose_device
+    from fastlstm.training.start import choose_device
 
     if arguments.count < 1:
         raise InputError(f"--count: expected >= 1, got {arguments.count}")

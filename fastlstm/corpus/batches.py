@@ -6,6 +6,7 @@ A position in the training data is a pure function of the step, so that resuming
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -31,29 +32,35 @@ class TrainWindows:
 
     The longest prefix that fills whole windows is split into B contiguous streams; the few bytes after it are left
     out. ``reset="document"`` marks the first byte of every document; "shard" resets nothing inside a shard.
+    ``streams``: only these of the B, as one of several processes reads them.
     """
 
-    def __init__(self, shard: Shard, *, batch_size: int, window: int, reset: Reset) -> None:
+    def __init__(
+        self, shard: Shard, *, batch_size: int, window: int, reset: Reset, streams: slice = slice(None)
+    ) -> None:
         self.count = train_windows(len(shard.bytes), batch_size, window)
         self._window = window
         used = self.count * batch_size * window
-        self._inputs = shard.bytes[:used].reshape(batch_size, -1)
-        self._targets = shard.bytes[1 : used + 1].reshape(batch_size, -1)
+        self._inputs = shard.bytes[:used].reshape(batch_size, -1)[streams]
+        self._targets = shard.bytes[1 : used + 1].reshape(batch_size, -1)[streams]
         self._starts: NDArray[np.bool_] | None = None
         if reset == "document":
             starts = np.zeros(used, dtype=np.bool_)
             offsets = shard.offset[:-1]
             starts[offsets[offsets < used]] = True
-            self._starts = starts.reshape(batch_size, -1)
+            self._starts = starts.reshape(batch_size, -1)[streams]
 
-    def __getitem__(self, index: int) -> Window:
-        part = slice(index * self._window, (index + 1) * self._window)
-        resets = None if self._starts is None else np.ascontiguousarray(self._starts[:, part].T)
-        return Window(
-            np.ascontiguousarray(self._inputs[:, part].T),
-            np.ascontiguousarray(self._targets[:, part].T),
-            resets,
-        )
+    def fill(self, index: int, ids: NDArray[np.uint8], resets: NDArray[np.bool_] | None) -> None:
+        """Write window ``index`` to ``ids`` (T + 1, B), each row the targets of the one before, and ``resets`` (T, B).
+
+        ``resets`` is None with ``reset="shard"``.
+        """
+        end = (index + 1) * self._window
+        part = slice(end - self._window, end)
+        ids[:-1] = self._inputs[:, part].T
+        ids[-1] = self._targets[:, end - 1]
+        if self._starts is not None and resets is not None:
+            resets[:] = self._starts[:, part].T
 
 
 def train_windows(size: int, batch_size: int, window: int) -> int:
@@ -110,24 +117,57 @@ class Schedule:
             rest -= self.epochs_per_shard * windows
         raise AssertionError("unreachable: rest is below the sum of the windows")
 
+    def entry_after(self, entry: int) -> int:
+        """The next shard entry that holds a window, the first following the last."""
+        later = [*range(entry + 1, len(self.windows)), *range(entry + 1)]
+        following: int = next(number for number in later if self.windows[number])
+        return following
+
 
 class TrainReader:
-    """Windows by step: opens each shard once, when its first window is asked for."""
+    """Windows by step. A shard is opened, and with that read and verified, in a thread while the last one is used."""
 
-    def __init__(self, corpus: Corpus, schedule: Schedule, *, batch_size: int, window: int, reset: Reset) -> None:
+    def __init__(
+        self,
+        corpus: Corpus,
+        schedule: Schedule,
+        *,
+        batch_size: int,
+        window: int,
+        reset: Reset,
+        streams: slice = slice(None),
+    ) -> None:
         self._corpus = corpus
         self._schedule = schedule
-        self._cut = {"batch_size": batch_size, "window": window}
+        self._batch_size = batch_size
+        self._window = window
         self._reset: Reset = reset
+        self._streams = streams
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard")
         self._open: tuple[int, TrainWindows] | None = None
+        self._next: tuple[int, Future[TrainWindows]] | None = None
 
-    def __call__(self, step: int) -> tuple[Window, bool]:
-        """The window of ``step``, and whether the state starts from zero before it (a new shard or epoch)."""
+    def fill(self, step: int, ids: NDArray[np.uint8], resets: NDArray[np.bool_] | None) -> bool:
+        """Write the window of ``step`` as ``TrainWindows.fill`` does; whether the state starts from zero before it.
+
+        It does at each shard and epoch.
+        """
         position = self._schedule.position(step)
         if self._open is None or self._open[0] != position.entry:
-            shard = self._corpus.open_shard(self._corpus.shards("train")[position.entry])
-            self._open = position.entry, TrainWindows(shard, reset=self._reset, **self._cut)
-        return self._open[1][position.window], position.window == 0
+            ahead = self._next if self._next is not None and self._next[0] == position.entry else None
+            self._open = position.entry, ahead[1].result() if ahead else self._cut(position.entry)
+            following = self._schedule.entry_after(position.entry)
+            self._next = None
+            if following != position.entry:
+                self._next = following, self._thread.submit(self._cut, following)
+        self._open[1].fill(position.window, ids, resets)
+        return position.window == 0
+
+    def _cut(self, entry: int) -> TrainWindows:
+        shard = self._corpus.open_shard(self._corpus.shards("train")[entry])
+        return TrainWindows(
+            shard, batch_size=self._batch_size, window=self._window, reset=self._reset, streams=self._streams
+        )
 
 
 class EvaluationWindows:

@@ -36,7 +36,7 @@ from fastlstm.states.schema import (
 from fastlstm.states.text import Integers, Text, choose_splits, open_text
 from fastlstm.states.writer import StoreWriter, Stream, find_store
 from fastlstm.training.checkpoint import load_model
-from fastlstm.training.loop import choose_device
+from fastlstm.training.start import choose_device
 from fastlstm.version import __version__
 
 MAX_BATCH_SIZE = 1 << 16

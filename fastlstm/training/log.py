@@ -6,15 +6,22 @@ import json
 from importlib import util
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
 from fastlstm.files import naming, write_whole
 
 
 class RunLog:
-    """Appends events; on resuming at ``step``, events of later steps are dropped, since they will happen again."""
+    """Appends events; on resuming at ``step``, events of later steps are dropped, since they will happen again.
 
-    def __init__(self, run: Path, step: int) -> None:
+    Without a run folder, as in all processes but the first, events are forgotten.
+    """
+
+    def __init__(self, run: Path | None, step: int) -> None:
+        self._board: Any = None
+        self._file: TextIO | None = None
+        if run is None:
+            return
         self._path = run / "log.jsonl"
         if self._path.exists():
             self._drop_after(step)
@@ -32,6 +39,8 @@ class RunLog:
         write_whole(self._path, "".join(kept).encode())
 
     def __call__(self, event: str, step: int, **values: Any) -> None:
+        if self._file is None:
+            return
         with naming(self._path):
             self._file.write(json.dumps({"event": event, "step": step, **values}) + "\n")
             self._file.flush()
@@ -46,7 +55,8 @@ class RunLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

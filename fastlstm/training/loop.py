@@ -2,12 +2,13 @@
 
 run/
   config.json        the resolved configuration
-  log.jsonl          one event a line: start, train, valid, checkpoint, end
+  log.jsonl          one event a line: start, resume, train, health, valid, checkpoint, stop, end
   checkpoints/       see checkpoint.py
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -15,209 +16,228 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from fastlstm.config import config_to_dict
-from fastlstm.corpus.batches import Schedule, TrainReader
 from fastlstm.corpus.shards import Corpus, Shard
 from fastlstm.errors import InputError
 from fastlstm.files import only_writer, write_whole
-from fastlstm.model import next_byte_loss
-from fastlstm.module import State
 from fastlstm.training.checkpoint import (
+    CheckpointWriter,
     TrainingState,
-    build_model,
     checkpoints,
+    diverged,
     load_training,
     load_weights,
-    optimizer_tensors,
-    restore_optimizer,
-    save_checkpoint,
 )
-from fastlstm.training.config import TrainConfig, learning_rate
+from fastlstm.training.config import TrainConfig, learning_rate, resolved
+from fastlstm.training.distributed import World, processes
 from fastlstm.training.evaluate import evaluate
+from fastlstm.training.health import cell_health
+from fastlstm.training.limits import limits
 from fastlstm.training.log import RunLog
+from fastlstm.training.start import choose_device, start
+from fastlstm.training.step import TrainStep
+
+Resume = Literal["auto", "never", "required"]
+SLOW = 5.0  # seconds of an update that are worth a word
 
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """Updates done in all; bytes and seconds of this call; the last validation in bits per byte, if there was one."""
+    """Updates done in all; bytes and seconds of this call; the last validation in bits per byte, if there was one.
+
+    ``stopped``: what ended the run before its last step, a time limit or a signal; None if it is finished.
+    """
 
     steps: int
     bytes: int
     seconds: float
     valid_loss: float | None
     checkpoint: Path
+    stopped: str | None = None
 
 
-def train(config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool = True) -> TrainSummary:
+def train(
+    config: TrainConfig, corpus_folder: Path, run: Path, *, progress: bool = True, resume: Resume = "auto"
+) -> TrainSummary:
     """Train on the "train" shards of ``corpus_folder`` and keep everything in ``run``.
 
-    A run folder with checkpoints is resumed: the weights are then bit-equal to those of a run that never stopped (on
-    the same machine and number of threads). Raises ``InputError`` when the folder belongs to another configuration
-    or corpus.
+    ``resume="auto"`` goes on from the newest checkpoint of the run folder, if it has one: the weights are then
+    bit-equal to those of a run that never stopped (on the same machine, number of threads and of processes). "never"
+    wants a folder without checkpoints, "required" one with them. Started by torchrun, the processes share the batch.
+    Raises ``InputError`` when the folder belongs to another configuration or corpus.
     """
-    with only_writer(run):
-        return _train(config, Corpus(corpus_folder), run, progress)
+    with contextlib.ExitStack() as held:
+        world, device = held.enter_context(processes(choose_device(config.run.device)))
+        if world.first:
+            held.enter_context(only_writer(run))
+        return _train(resolved(config, device), Corpus(corpus_folder), run, world, device, progress, resume)
 
 
-def _train(config: TrainConfig, corpus: Corpus, run: Path, progress: bool) -> TrainSummary:
-    device = choose_device(config.run.device)
-    data = config.data
-    schedule = Schedule.of(
-        corpus.shards("train"),
-        batch_size=data.batch_size,
-        window=data.window,
-        epochs_per_shard=data.epochs_per_shard,
-        passes=data.passes,
-    )
-    steps = min(schedule.steps, config.optimizer.steps or schedule.steps)
-    reader = TrainReader(corpus, schedule, batch_size=data.batch_size, window=data.window, reset=data.reset)
-    valid = _validation_shard(corpus)
-
-    model = build_model(config.model)
+def _train(
+    config: TrainConfig, corpus: Corpus, run: Path, world: World, device: torch.device, progress: bool, resume: Resume
+) -> TrainSummary:
+    _check_resume(run, resume)
+    valid = _validation_shard(corpus) if world.first else None
+    world.wait()  # nobody writes a checkpoint before all have read theirs
+    training = start(config, corpus, device, world)
+    update, feed, steps = training.step, training.feed, training.steps
     found = checkpoints(run)
-    resumed = load_training(found[-1]) if found else None
-    if resumed is not None:
-        _check_same_run(run, resumed, config, corpus)
-        load_weights(model, found[-1])
-    model.to(device)
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.optimizer.learning_rate,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
-    H = config.model.hidden_size
-    state = _zero_state(data.batch_size, H, device)
-    step = 0
-    if resumed is not None:
-        restore_optimizer(optimizer, model, resumed.optimizer)
-        state = resumed.state[0].to(device), resumed.state[1].to(device)
-        step = resumed.step
-
+    step = _go_on(update, found[-1], config, corpus, world) if found else 0
+    world.wait()
     if step == steps:
         return TrainSummary(step, 0, 0.0, None, found[-1])
-    run.mkdir(parents=True, exist_ok=True)
-    _write_config(run, config)
+    data, settings = config.data, config.run
+    if world.first:
+        run.mkdir(parents=True, exist_ok=True)
+        _write_config(run, config)
     started = time.monotonic()
     first_step = step
     bytes_per_step = data.batch_size * data.window
-    meter = _Meter(device)
+    meter = _Meter()
+    writer = CheckpointWriter(run, keep=settings.keep_checkpoints)
     last_valid: float | None = None
     checkpoint = run
+    stopped: str | None = None
     bar = tqdm(
         total=steps * bytes_per_step,
         initial=step * bytes_per_step,
         unit="B",
         unit_scale=True,
-        desc=f"train H={H} on {device}",
-        disable=not progress,
+        desc=f"train H={config.model.hidden_size} on {device}",
+        disable=not (progress and world.first),
     )
-    with RunLog(run, step) as log, bar:
+    with RunLog(run if world.first else None, step) as log, bar, limits(settings.time_limit, world) as limit:
+        choice = update.choice()
         log(
             "resume" if first_step else "start", step,
-            steps=steps, device=str(device), torch=torch.__version__, corpus=corpus.sha256,
+            steps=steps, device=str(device), processes=world.size, torch=torch.__version__, corpus=corpus.sha256,
             train_bytes=sum(entry.bytes for entry in corpus.shards("train")),
-            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            parameters=sum(parameter.numel() for parameter in update.model.parameters()),
+            precision=config.optimizer.precision, kernel=choice.backend, because=choice.reason,
         )  # fmt: skip
-        while step < steps:
-            window, from_zero = reader(step)
-            if from_zero:
-                state = _zero_state(data.batch_size, H, device)
-            rate = learning_rate(config.optimizer, step, steps)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            resets = None if window.resets is None else torch.from_numpy(window.resets).to(device)
-            logits, state = model(torch.from_numpy(window.inputs).to(device), state, resets)
-            state = state[0].detach(), state[1].detach()
-            loss, accuracy = next_byte_loss(logits, torch.from_numpy(window.targets).to(device))
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)
-            optimizer.step()
-            step += 1
-            meter.add(loss, accuracy, norm)
-            bar.update(bytes_per_step)
 
-            last = step == steps
-            if step % config.run.log_every == 0 or last:
-                values = meter.take(bytes_per_step)
-                _check_finite(model, step, run)
+        def note(path: Path | None) -> None:
+            nonlocal checkpoint
+            if path is not None:
+                checkpoint = path
+                log("checkpoint", int(path.name.rpartition("-")[2]), path=path.name)
+
+        while step < steps and stopped is None:
+            if feed.load(step):
+                update.zero_state()
+            if step % settings.health_every == 0 and world.first:
+                with meter.paused():
+                    ids, resets = update.packet.ids[:-1], update.packet.resets
+                    log("health", step, **cell_health(update.working, ids, update.state, resets))
+            update()
+            step += 1
+            meter.count += 1
+            bar.update(bytes_per_step)
+            if device.type == "cpu" and step == first_step + 1:
+                _say_how_slow(bar, time.monotonic() - started, bytes_per_step, steps - step)
+
+            stopped = limit.reached(step) if step < steps else None
+            last = step == steps or stopped is not None
+            if step % settings.log_every == 0 or last:
+                totals = update.take_totals()
+                if not math.isfinite(totals.loss + totals.norm):
+                    writer.wait()
+                    raise diverged("loss or gradient is", step, run)
+                values = {
+                    "loss": totals.loss,
+                    "accuracy": totals.accuracy,
+                    "gradient_norm": totals.norm,
+                    "bytes_per_second": meter.take(bytes_per_step),
+                }
+                if config.optimizer.precision == "fp16":
+                    values |= {"skipped": totals.skipped, "loss_scale": update.optimizer.scale.item()}
+                rate = learning_rate(config.optimizer, step - 1, steps)
                 log("train", step, bytes=step * bytes_per_step, learning_rate=rate, **values)
                 bar.set_postfix_str(f"{values['loss']:.3f} bits/byte", refresh=False)
-            if valid is not None and (step % config.run.validate_every == 0 or last):
+            if valid is not None and stopped is None and (step % settings.validate_every == 0 or last):
                 with meter.paused():
                     result = evaluate(
-                        model, valid, batch_size=data.batch_size, window=data.window, reset=data.reset, progress=False
+                        update.working,
+                        valid,
+                        batch_size=data.batch_size,
+                        window=data.window,
+                        reset=data.reset,
+                        progress=False,
                     )
                 last_valid = result.loss
                 log("valid", step, loss=result.loss, accuracy=result.accuracy, bytes=result.bytes)
-            if step % config.run.checkpoint_every == 0 or last:
-                with meter.paused():
-                    _check_finite(model, step, run)
-                    training = TrainingState(step, corpus.sha256, config, state, optimizer_tensors(optimizer, model))
-                    checkpoint = save_checkpoint(run, model, training, keep=config.run.keep_checkpoints)
-                log("checkpoint", step, path=checkpoint.name)
+            if step % settings.checkpoint_every == 0 or last:
+                state = world.joined(update.state[0]), world.joined(update.state[1])
+                if world.first:
+                    note(writer.wait())
+                    optimizer = update.optimizer.state_dict(update.names)
+                    writer.save(update.model, TrainingState(step, corpus.sha256, config, state, optimizer))
+            note(writer.written())
+        note(writer.wait())
         seconds = time.monotonic() - started
-        log("end", step, seconds=seconds)
-    return TrainSummary(step, (step - first_step) * bytes_per_step, seconds, last_valid, checkpoint)
+        if stopped is not None:
+            log("stop", step, because=stopped, seconds=seconds)
+        else:
+            log("end", step, seconds=seconds)
+    world.wait()
+    return TrainSummary(step, (step - first_step) * bytes_per_step, seconds, last_valid, checkpoint, stopped)
 
 
-def choose_device(name: str) -> torch.device:
-    """The torch device of ``name``; "auto" is a GPU if there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"run.device: expected auto, cpu, cuda or cuda:N, got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"run.device: {name} was asked for, but torch sees no GPU")
-    return device
+def _go_on(step: TrainStep, checkpoint: Path, config: TrainConfig, corpus: Corpus, world: World) -> int:
+    """Bring ``step`` to where ``checkpoint`` was written; how many updates were made."""
+    resumed = load_training(checkpoint)
+    device, streams = step.packet.block.device, world.streams(config.data.batch_size)
+    before = replace(resumed, config=resolved(resumed.config, device))
+    _check_same_run(checkpoint.parents[1], before, config, corpus)
+    load_weights(step.model, checkpoint)
+    step.optimizer.load_state_dict(step.names, resumed.optimizer)
+    step.optimizer.renew_copies()
+    step.set_state((resumed.state[0][:, streams], resumed.state[1][:, streams]))
+    return resumed.step
 
 
 class _Meter:
-    """Sums on the device; the host waits for it only when a line of the log is written."""
+    """The rate of training alone: what else is done is left out."""
 
-    def __init__(self, device: torch.device) -> None:
-        self._sums = torch.zeros(3, device=device)
-        self._count = 0
+    def __init__(self) -> None:
+        self.count = 0
         self._seconds = 0.0
         self._since = time.monotonic()
 
-    def add(self, loss: Tensor, accuracy: Tensor, norm: Tensor) -> None:
-        self._sums += torch.stack((loss.detach(), accuracy, norm))
-        self._count += 1
-
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leave out of the rate what is not training."""
         self._seconds += time.monotonic() - self._since
         yield
         self._since = time.monotonic()
 
-    def take(self, bytes_per_step: int) -> dict[str, float]:
-        loss, accuracy, norm = (self._sums / self._count).tolist()
-        seconds = self._seconds + time.monotonic() - self._since
-        values = {
-            "loss": loss / math.log(2),
-            "accuracy": accuracy,
-            "gradient_norm": norm,
-            "bytes_per_second": self._count * bytes_per_step / seconds,
-        }
-        self._sums.zero_()
-        self._count = 0
-        self._seconds = 0.0
-        self._since = time.monotonic()
-        return values
+    def take(self, bytes_per_step: int) -> float:
+        """Bytes per second since the last call; the device has been waited for."""
+        rate = self.count * bytes_per_step / (self._seconds + time.monotonic() - self._since)
+        self.count, self._seconds, self._since = 0, 0.0, time.monotonic()
+        return rate
 
 
-def _zero_state(B: int, H: int, device: torch.device) -> State:
-    return torch.zeros(1, B, H, device=device), torch.zeros(1, B, H, device=device)
+def _say_how_slow(bar: tqdm[Any], seconds: float, bytes_per_step: int, steps_left: int) -> None:
+    """On a CPU, where the first update takes long: how long all of them will."""
+    if not bar.disable and seconds > SLOW:
+        bar.write(
+            f"no GPU: an update took {seconds:.0f} s, {bytes_per_step / seconds:,.0f} bytes/s on "
+            f"{torch.get_num_threads()} threads; the other {steps_left:,} will take about "
+            f"{seconds * steps_left / 3600:,.0f} hours"
+        )
+
+
+def _check_resume(run: Path, resume: Resume) -> None:
+    found = checkpoints(run)
+    if resume == "never" and found:
+        raise InputError(f"run {run}: expected a folder without checkpoints, found {found[-1].name}")
+    if resume == "required" and not found:
+        raise InputError(f"run {run}: expected a folder with a checkpoint to go on from, found none")
 
 
 def _validation_shard(corpus: Corpus) -> Shard | None:
@@ -239,16 +259,6 @@ def _check_same_run(run: Path, resumed: TrainingState, config: TrainConfig, corp
                     f"run {run}: holds a run with {group}.{key}={old}, asked for {new}; "
                     "give the same value to resume it, or another folder to start anew"
                 )
-
-
-def _check_finite(model: torch.nn.Module, step: int, run: Path) -> None:
-    """Before a checkpoint is written, so that a run that diverged keeps its good ones."""
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise InputError(
-                f"training diverged: {name} is not finite at step {step}; the checkpoints of {run} are from before. "
-                "Start in another folder with a lower optimizer.learning_rate or optimizer.clip"
-            )
 
 
 def _write_config(run: Path, config: TrainConfig) -> None:

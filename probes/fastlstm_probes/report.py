@@ -212,12 +212,40 @@ def _training(run: Run) -> dict[str, Any]:
         facts.append(("device", run.start["device"]))
     if "parameters" in run.start:
         facts.append(("parameters", f"{run.start['parameters']:,}"))
+    for name in ("precision", "kernel"):
+        if name in run.start:
+            facts.append((name, run.start[name]))
+    facts += _health(run) + _parts(run)
     facts.append(("time since the last start", f"{run.seconds:,.0f} s" if run.seconds is not None else "not ended"))
     curves = [
         figures.Curve([event["bytes"] for event in events], [event["loss"] for event in events])
         for events in (run.train, _with_bytes_read(run))
     ]
     return {"figure": figures.loss_curve(*curves), "facts": facts}
+
+
+def _health(run: Run) -> Facts:
+    """The last look at the cells."""
+    if not run.health:
+        return []
+    last = run.health[-1]
+    gates = ", ".join(f"{gate} {last[f'saturated_{gate}']:.0%}" for gate in ("input", "forget", "output"))
+    return [
+        ("gradient norm, last logged", f"{run.train[-1].get('gradient_norm', float('nan')):.3g}"),
+        ("|c|, median and 99 %", f"{last['cell_p50']:.3g}, {last['cell_p99']:.3g} at update {last['step']:,}"),
+        ("cells with a standard deviation above 10", f"{last['wide_cells']:.0f}"),
+        ("gates below 0.1 or above 0.9", gates),
+    ]
+
+
+def _parts(run: Run) -> Facts:
+    """Where an update's time goes, if it was profiled."""
+    if run.profile is None:
+        return []
+    parts: dict[str, float] = run.profile["parts"]
+    whole = sum(parts.values())
+    shares = ", ".join(f"{name} {milliseconds / whole:.0%}" for name, milliseconds in parts.items())
+    return [("time of an update", f"{run.profile['fed']:.3g} ms"), ("of it", shares)]
 
 
 def _sentiment(result: SentimentResult) -> dict[str, Any]:

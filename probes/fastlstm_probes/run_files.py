@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,15 @@ _EVENTS: dict[str, Fields] = {
     "train": {"step": int, "bytes": int, "loss": float, "bytes_per_second": float},
     "valid": {"step": int, "loss": float, "accuracy": float},
     "end": {"step": int, "seconds": float},
+    "health": {
+        "step": int,
+        "cell_p50": float,
+        "cell_p99": float,
+        "wide_cells": float,
+        "saturated_input": float,
+        "saturated_forget": float,
+        "saturated_output": float,
+    },
 }
 _SAMPLE: Fields = {"prime": str, "temperature": float, "text": str}
 
@@ -36,6 +45,8 @@ class Run:
     seconds: float | None
     config: dict[str, Any] | None
     model_sha256: str | None
+    health: list[Event] = field(default_factory=list)
+    profile: dict[str, Any] | None = None  # as `fastlstm train --profile` wrote it
 
 
 @dataclass(frozen=True)
@@ -56,13 +67,13 @@ def read_run(folder: Path) -> Run:
         InputError: there is no log, a whole line of it is not an event, or the configuration or the newest checkpoint's
             header is damaged.
     """
-    log, config = folder / "log.jsonl", folder / "config.json"
+    log, config, profile = folder / "log.jsonl", folder / "config.json", folder / "profile.json"
     if not log.is_file():
         raise InputError(f"run: expected a run folder with log.jsonl, found none in {folder}")
     # A line still being written has no newline yet.
     whole = log.read_bytes().rpartition(b"\n")[0]
     events = sorted(_json_lines(log, whole, _event_fields), key=lambda event: int(event["step"]))
-    kinds = {kind: [e for e in events if e["event"] == kind] for kind in ("start", "train", "valid", "end")}
+    kinds = {kind: [e for e in events if e["event"] == kind] for kind in ("start", "train", "valid", "health", "end")}
     end = kinds["end"][-1:]
     return Run(
         folder,
@@ -72,6 +83,8 @@ def read_run(folder: Path) -> Run:
         float(end[0]["seconds"]) if end else None,
         _json_object(config) if config.is_file() else None,
         _newest_weights(folder),
+        kinds["health"],
+        _profile(profile) if profile.is_file() else None,
     )
 
 
@@ -108,6 +121,13 @@ def _newest_weights(folder: Path) -> str | None:
     if not isinstance(sha256, str):
         raise InputError(f"{headers[-1]}: expected a checkpoint header with weights_sha256, found none")
     return sha256
+
+
+def _profile(path: Path) -> dict[str, Any]:
+    profile = _json_object(path)
+    if not isinstance(profile.get("fed"), float) or not isinstance(profile.get("parts"), dict):
+        raise InputError(f"{path}: expected a profile with fed (float) and parts, found none")
+    return profile
 
 
 def _json_object(path: Path) -> dict[str, Any]:

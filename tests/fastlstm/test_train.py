@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,15 +20,23 @@ from corpora import random_text, write_corpus
 from safetensors.torch import load_file
 
 from fastlstm import ByteLM, InputError
+from fastlstm.cli import main
 from fastlstm.config import load_config
 from fastlstm.corpus.shards import Corpus
 from fastlstm.files import only_writer
 from fastlstm.generate import sample
 from fastlstm.model import next_byte_loss
-from fastlstm.training.checkpoint import checkpoints, load_model
+from fastlstm.training.checkpoint import (
+    CheckpointWriter,
+    TrainingState,
+    checkpoints,
+    load_model,
+    save_checkpoint,
+)
 from fastlstm.training.config import TrainConfig
 from fastlstm.training.evaluate import evaluate
 from fastlstm.training.loop import train
+from fastlstm.training.step import PARTS
 
 SMALL = [
     "model.hidden_size=12",
@@ -95,6 +105,105 @@ def test_kill_9_and_resume_gives_the_same_bits(corpus: Corpus, tmp_path: Path) -
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
     steps = [event["step"] for event in events(killed, "train")]
     assert steps == sorted(set(steps)), "a step is logged twice"
+
+
+def same_checkpoints(one: Path, other: Path) -> bool:
+    names = ("weights.safetensors", "training.safetensors", "checkpoint.json")
+    folders = [checkpoints(run)[-1] for run in (one, other)]
+    return all((folders[0] / name).read_bytes() == (folders[1] / name).read_bytes() for name in names)
+
+
+def told_to_stop(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next look at the cells but the first sends ``number`` to this process."""
+    looks = []
+
+    def look(*_: object) -> dict[str, float]:
+        looks.append(1)
+        if len(looks) == 2:
+            os.kill(os.getpid(), number)
+        return {}
+
+    monkeypatch.setattr("fastlstm.training.loop.cell_health", look)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_checkpoints_and_the_run_goes_on_to_the_same_bits(
+    number: signal.Signals, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small("optimizer.steps=25", "run.health_every=7")
+    handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)
+    whole = train(config, corpus.folder, tmp_path / "whole", progress=False)
+    assert whole.stopped is None
+    told_to_stop(number, monkeypatch)
+    stopped = train(config, corpus.folder, tmp_path / "run", progress=False)
+    assert (stopped.steps, stopped.stopped, stopped.checkpoint.name) == (8, number.name, "step-00000008")
+    assert events(tmp_path / "run", "stop")[0]["step"] == 8
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGUSR1)) == handlers
+    train(config, corpus.folder, tmp_path / "run", progress=False, resume="required")
+    assert same_checkpoints(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_time_limit_ends_well(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    command = ["train", "demo", *SMALL, "run.time_limit=1e-9", "--data", str(corpus.folder), "--out", str(run)]
+    for steps in (1, 2):  # at least one update each time
+        assert main([*command, "--quiet"]) == 0
+        assert "stopped by the time limit before the last step" in capsys.readouterr().out
+        assert [int(folder.name[-8:]) for folder in checkpoints(run)] == list(range(1, steps + 1))
+
+
+def test_a_slow_cpu_says_how_slow(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for slow, said in ((1e9, False), (0.0, True)):
+        monkeypatch.setattr("fastlstm.training.loop.SLOW", slow)
+        train(small("optimizer.steps=10"), corpus.folder, tmp_path / f"{said}", progress=True)
+        words = "".join(capsys.readouterr())
+        assert (
+            bool(re.search(r"no GPU: an update took \d+ s, [\d,]+ bytes/s on \d+ threads; the other 9", words)) == said
+        )
+
+
+def test_resuming_can_be_refused_or_required(corpus: Corpus, tmp_path: Path) -> None:
+    run, config = tmp_path / "run", small("optimizer.steps=10")
+    with pytest.raises(InputError, match="expected a folder with a checkpoint to go on from, found none"):
+        train(config, corpus.folder, run, progress=False, resume="required")
+    train(config, corpus.folder, run, progress=False, resume="never")
+    with pytest.raises(InputError, match="expected a folder without checkpoints, found step-00000010"):
+        train(config, corpus.folder, run, progress=False, resume="never")
+
+
+def test_a_checkpoint_is_of_the_moment_it_was_asked_for(tmp_path: Path) -> None:
+    model, state = ByteLM(12), torch.zeros(1, 2, 12)
+    training = TrainingState(5, "c" * 64, small(), (state, state.clone()), {"step.head.bias": torch.tensor(5.0)})
+    expected = save_checkpoint(tmp_path / "now", model, training, keep=1)
+    writer = CheckpointWriter(tmp_path / "later", keep=1)
+    writer.save(model, training)
+    with torch.no_grad():
+        for tensor in (*model.parameters(), state, training.optimizer["step.head.bias"]):
+            tensor.fill_(torch.nan)
+    later = writer.wait()
+    assert later is not None
+    for name in ("weights.safetensors", "training.safetensors", "checkpoint.json"):
+        assert (later / name).read_bytes() == (expected / name).read_bytes(), name
+    writer.save(model, replace(training, step=6))
+    with pytest.raises(InputError, match=r"training diverged: lstm\.weight_ih_l0 is not finite at step 6"):
+        writer.wait()
+    assert [folder.name for folder in checkpoints(tmp_path / "later")] == ["step-00000005"]
+
+
+def test_a_profile_adds_up(corpus: Corpus, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main(["train", "demo", *SMALL, "--data", str(corpus.folder), "--out", str(run), "--profile"]) == 0
+    profile = json.loads((run / "profile.json").read_text())
+    assert tuple(profile["parts"]) == PARTS
+    assert all(milliseconds > 0 for milliseconds in profile["parts"].values())
+    assert any(kernel["name"] == "aten::mm" and kernel["calls"] >= 8 for kernel in profile["kernels"])
+    printed = capsys.readouterr().out
+    shares = [float(share) for share in re.findall(rf"^(?:{'|'.join(PARTS)}) .* (\S+)%$", printed, re.MULTILINE)]
+    assert len(shares) == len(PARTS)
+    assert sum(shares) == pytest.approx(100, abs=0.05 * len(PARTS))
+    assert not checkpoints(run)
 
 
 def test_evaluation_equals_one_long_stream(corpus: Corpus) -> None:

@@ -204,7 +204,12 @@ def make_run(folder: Path) -> Path:
         )
         if step % 200 == 0:
             events.append({"event": "valid", "step": step, "bytes": 999, "loss": loss + 0.03, "accuracy": 0.61})
+    gates = {"saturated_input": 0.31, "saturated_forget": 0.62, "saturated_output": 0.125}
+    for step, cells in ((0, 0.0), (1000, 17.0)):
+        cells_then = {"cell_p50": 1.25, "cell_p99": 30.5, "wide_cells": cells}
+        events.append({"event": "health", "step": step, **cells_then, **gates})
     events.append({"event": "end", "step": 1200, "seconds": 25.0})
+    (folder / "profile.json").write_text('{"fed": 3.5, "parts": {"forward": 1.0, "backward": 3.0}}', encoding="utf-8")
     lines = "".join(json.dumps(event) + "\n" for event in events)
     (folder / "log.jsonl").write_text(lines + '{"event": "tra', encoding="utf-8")
     for step, model in ((800, OTHER_MODEL), (1200, MODEL)):
@@ -308,6 +313,8 @@ def test_says_what_was_found_and_where_from(page: str) -> None:
     assert "red: positive" in page
     for digest in (MODEL, TEXT, "12" * 32, "34" * 32):
         assert digest in page
+    for value in ("1.25, 30.5 at update 1,000", "input 31%, forget 62%, output 12%", "forward 25%, backward 75%"):
+        assert value in page, value
     for value in ("50,605 bytes/s", "1,228,800", "0.919 – 0.942", "0.25 above", "temperature 0.7", "sklearn 1.9.1"):
         assert value in page
     assert "Missing:" not in page
