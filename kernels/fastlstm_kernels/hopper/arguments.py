@@ -24,7 +24,7 @@ ForwardArguments = _structure(
     "ForwardArguments",
     ("map", TensorMapBytes),
     ("out", TensorMapBytes),
-    *((name, POINTER) for name in ("weight", "inputs", "ids", "resets", "c0", "h", "gates", "cells", "c_n")),
+    *((name, POINTER) for name in ("weight", "inputs", "ids", "resets", "c0", "gates", "cells", "c_n")),
     *((name, POINTER) for name in ("flags", "status")),
     *((name, INT) for name in ("cells_kind", "T", "B", "begin", "end")),
 )

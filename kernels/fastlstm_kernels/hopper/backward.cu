@@ -7,7 +7,7 @@
 // The partial sums say themselves of which round they are (see tagged), so that no flag stands before them.
 //
 // Warps of a block (512 threads): 0-7 multiply, 8-11 finish and carry the gradient of c in float32 for all T, 12
-// fetches d_gates, 13 publishes partial sums, 14 d_gates, 15 watches for those of other blocks.
+// fetches d_gates, 13 publishes partial sums, 14 d_gates, 15 watches for other blocks' partial sums.
 //
 // Round n = 0 .. T - 1 finishes step T - 1 - n; from round 1 on, the product of step T - n comes before it. Partials
 // alternate between two buffers. A block may write those of round n + 2 when the partials of round n + 1 of its units are
@@ -41,6 +41,7 @@ constexpr int UNIT_GROUPS = H / 128, SLICES = 8;
 constexpr int BLOCKS = UNIT_GROUPS * SLICES;  // in a group of blocks that share sequences
 constexpr int SLICE_UNITS = H / SLICES, SLICE_K = 4 * SLICE_UNITS, TILES = SLICE_K / TILE_K;
 constexpr int TILE_UNITS = 128 / SLICES;      // what one warp multiplies, and what a block finishes
+constexpr int BARRIERS = 256;                 // bytes
 static_assert(H % 256 == 0 && H <= 2048, "H is a multiple of 256 up to 2048");
 
 template <int SUBS_, int WIDTH_>
@@ -51,16 +52,16 @@ struct BackwardPlan {
   static constexpr int WEIGHTS = TILES * WEIGHT_TILE;
   static constexpr int STAGING = WIDTH * 128;  // bytes of a sub-batch's d_gates, 16 units, on their way out
   static constexpr int CARRIED = SUBS * ((WIDTH / 8 + 3) / 4) * 128 * 16;  // the gradients of c that are carried back
-  static constexpr int FIXED = WEIGHTS + SUBS * STAGING + CARRIED + 256;
+  static constexpr int FIXED = WEIGHTS + SUBS * STAGING + CARRIED + BARRIERS;
   static constexpr int STAGES = (232448 - FIXED) / STAGE < 8 ? (232448 - FIXED) / STAGE : 8;
   static constexpr int SHARED = FIXED + STAGES * STAGE;
+  static_assert(8 * (2 * STAGES + 3 * SUBS) <= BARRIERS, "a barrier has 8 bytes");
   static constexpr int PARTIAL = 128 * WIDTH / 4;  // float4s of a block's partial sums
   static constexpr int SHARES = WIDTH / 8;         // of 16 units x 8 sequences, dealt out to four warps
   static constexpr int OWN = (SHARES + 3) / 4, FINISHERS = SHARES < 4 ? SHARES : 4;  // warps
   static_assert(SHARES == OWN * FINISHERS, "every warp has the same number of shares");
   // 2 x multiply + finish + fetch = 512 = 65,536 registers / 128 threads.
-  static constexpr bool TIGHT = WIDTH > 32 && TILES > 12;
-  static constexpr int MULTIPLY_REGISTERS = TIGHT ? 192 : 176, FETCH_REGISTERS = TIGHT ? 32 : 40;
+  static constexpr int MULTIPLY_REGISTERS = 176, FETCH_REGISTERS = 40;
   static constexpr int FINISH_REGISTERS = 512 - 2 * MULTIPLY_REGISTERS - FETCH_REGISTERS;
 };
 
@@ -86,10 +87,9 @@ DEVICE void backward(const BackwardArguments& args) {
   const uint32_t base = shared_address(shared);
   const uint32_t ring_at = base + Plan::WEIGHTS, staging_at = ring_at + Plan::STAGES * Plan::STAGE;
   const uint32_t carried_at = staging_at + Plan::SUBS * Plan::STAGING, barriers = carried_at + Plan::CARRIED;
-  // For each sub-batch: this block's partial sums are written, its d_gates are staged; other blocks' partial sums of its
-  // units are complete, d_gates of its slice are.
+  // For each sub-batch: this block's partial sums are written, its d_gates are staged; all blocks' partial sums of its
+  // units are complete.
   const uint32_t stored = barriers + 16 * Plan::STAGES, summed = stored + 16 * Plan::SUBS;
-  const uint32_t published = summed + 8 * Plan::SUBS;
   RingT ring(ring_at, barriers);
 
   const int thread = threadIdx.x, lane = thread % 32;
@@ -116,7 +116,6 @@ DEVICE void backward(const BackwardArguments& args) {
       barrier_init(stored + 8 * i, 8);
       barrier_init(stored + 8 * (Plan::SUBS + i), Plan::FINISHERS);
       barrier_init(summed + 8 * i, 1);
-      barrier_init(published + 8 * i, 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;");
   }
@@ -264,7 +263,7 @@ DEVICE void backward(const BackwardArguments& args) {
               if (complete) break;
               // While there is something to wait for, a lane looks at one slice alone.
               while (!has_tag(load_relaxed(part + lane % SLICES * Plan::PARTIAL), tag))
-                if (++tries == MOST_TRIES) give_up(status, PARTIALS, n, S);
+                if (++tries >= MOST_TRIES) give_up(status, PARTIALS, n, S);
             }
 #pragma unroll
             for (int r = 0; r < SLICES; r++) {
@@ -309,7 +308,8 @@ DEVICE void backward(const BackwardArguments& args) {
     if (warp == 12 && lane == 0) {
       for (int n = 1; n < T; n++)
         for (int sub = 0; sub < Plan::SUBS; sub++) {
-          barrier_wait(published + 8 * sub, (n - 1) & 1, status, PUBLISHED, n, sub);
+          flag_wait(finished + (sub * SLICES + slice) * FLAG_STRIDE, n * (SLICE_UNITS / TILE_UNITS), status, PUBLISHED, n,
+                    sub);
           fence_copy_engine();
           load<TILES, Plan::TILES_PER_STAGE, Plan::WIDTH>(
               ring, args.map, slice * SLICE_K, first_sequence + sub * Plan::WIDTH, T - n, rotation, status, n, sub);
@@ -330,13 +330,10 @@ DEVICE void backward(const BackwardArguments& args) {
                    staging_at + sub * Plan::STAGING);
           flag_add(finished + (sub * SLICES + of) * FLAG_STRIDE);
         }
-    } else if (warp == 15 && lane < 2 * Plan::SUBS) {
-      const int sub = lane % Plan::SUBS;
-      const bool sums = lane < Plan::SUBS;
-      flag_watch(sums ? products + (sub * UNIT_GROUPS + unit_group) * FLAG_STRIDE
-                      : finished + (sub * SLICES + slice) * FLAG_STRIDE,
-                 sums ? SLICES : SLICE_UNITS / TILE_UNITS, T - 1, (sums ? summed : published) + 8 * sub, status,
-                 sums ? PARTIALS : PUBLISHED, sub);
+    } else if (warp == 15 && lane < Plan::SUBS) {
+      // None is missed: this block's own partial sums are among those counted, and wait for the round before.
+      flag_watch(products + (lane * UNIT_GROUPS + unit_group) * FLAG_STRIDE, SLICES, T - 1, summed + 8 * lane, status,
+                 PARTIALS, lane);
     }
   }
 }

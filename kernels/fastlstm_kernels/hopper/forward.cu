@@ -1,16 +1,16 @@
 // The LSTM forward recurrence of all T steps in one launch, the recurrent weights on the chip throughout (sm_90a).
 //
 // A pair of blocks (a cluster) owns 32 units, 128 rows of W_hh; each block of the pair multiplies half of K, reads half
-// of h, and hands the other block half of its partial sums through distributed shared memory, so that each finishes 16
-// units. With K whole in a block h alone would be 64 MB of L2 reads a step at H = 2048, 8.5 us; halved it is 32.
-// The sequences of a block are several sub-batches. While one is multiplied, the others are on their way from gates to
-// h, to L2, to the other blocks' shared memory: a chain as long as one and a half products at H = 2048.
+// of h, and hands the other block half of its partial sums through distributed shared memory, so that each finishes all 32
+// units of half the sequences. With K whole in a block h alone would be 64 MB of L2 reads a step at H = 2048, 8.5 us; halved
+// it is 32. The sequences of a block are several sub-batches. While one is multiplied, the others are on their way from
+// gates to h, to L2, to the other blocks' shared memory: a chain as long as one and a half products at H = 2048.
 //
 // Warps of a block (512 threads): 0-7 multiply, 8-11 finish gates and cells and hold c in float32 registers for all T,
-// 12 fetches h, 13 tells the peer what has been read, 14 publishes h, 15 watches for h of other blocks.
+// 12 fetches h, 13 tells the peer what has been read, 14 publishes h, 15 does nothing.
 //
-// Who waits for whom: h of step t, written by the copy engine, is counted in flags[group][sub-batch][half of K]; a warp of
-// each block that reads this half watches the flag, and the fetching warp then copies. Blocks of a launch must all be
+// Who waits for whom: h of step t, written by the copy engine, is counted in flags[group][sub-batch][half of K]; the
+// fetching warp of each block that reads this half waits for the flag, and then copies. Blocks of a launch must all be
 // resident (a cooperative launch), else they would wait for blocks that never start.
 #include "resident.cuh"
 
@@ -20,13 +20,12 @@
 
 struct ForwardArguments {
   TensorMap map;          // h; boxes of 64 units, a sub-batch's width
-  TensorMap out;          // h; boxes of 16 units
+  TensorMap out;          // h; boxes of 32 units, half a sub-batch's width
   const Element* weight;  // (4H, H), gates i, f, g, o
   const uint2* inputs;    // rows of H x 4 gates: (T, B) of them, or a table's with ids
   const uint8_t* ids;     // (T, B) or null
   const uint8_t* resets;  // (T, B) or null
   const float* c0;        // (B, H)
-  Element* h;             // (T + 1, B, H); [0] is h0
   uint2* gates;           // (T, B, H) x 4 activated gates, or null
   void* cells;            // (T, B, H) or null
   float* c_n;             // (B, H)
@@ -42,6 +41,7 @@ constexpr int H = HIDDEN;
 constexpr int UNITS = 32;                  // of a pair
 constexpr int PAIRS = H / UNITS;           // in a group of blocks that share sequences
 constexpr int TILES = H / 2 / TILE_K;      // of K in a block
+constexpr int BARRIERS = 256;              // bytes
 static_assert(H % 256 == 0 && H <= 2048, "H is a multiple of 256 up to 2048");
 
 DEVICE void store_cell(void* cells, int kind, size_t at, float c) {
@@ -65,11 +65,13 @@ struct ForwardPlan {
   static constexpr int TILES_PER_STAGE = WIDTH > 32 ? 2 : 4;
   static constexpr int STAGE = TILES_PER_STAGE * WIDTH * 128;
   static constexpr int WEIGHTS = TILES * WEIGHT_TILE;
-  static constexpr int EXCHANGE = WIDTH / 8 * 128 * 16;  // bytes of one warpgroup's partial sums
-  static constexpr int STAGING = WIDTH * 32;             // bytes of a sub-batch's h, 16 units, on its way out
-  static constexpr int FIXED = WEIGHTS + 2 * EXCHANGE + SUBS * STAGING + 256;
+  static constexpr int OCTETS = WIDTH / 16;                // of sequences, in each block's half of a sub-batch
+  static constexpr int EXCHANGE = 2 * OCTETS * 128 * 16;   // bytes of the partial sums of one half of K
+  static constexpr int STAGING = WIDTH / 2 * UNITS * 2;    // bytes of h on its way out
+  static constexpr int FIXED = WEIGHTS + 2 * EXCHANGE + STAGING + BARRIERS;
   static constexpr int STAGES = (232448 - FIXED) / STAGE < 8 ? (232448 - FIXED) / STAGE : 8;
   static constexpr int SHARED = FIXED + STAGES * STAGE;
+  static_assert(8 * (2 * STAGES + 5) <= BARRIERS, "a barrier has 8 bytes");
   // 2 x multiply + finish + fetch = 512 = 65,536 registers / 128 threads.
   static constexpr bool TIGHT = WIDTH > 32 && TILES > 12;
   static constexpr int MULTIPLY_REGISTERS = TIGHT ? 192 : 176, FETCH_REGISTERS = TIGHT ? 32 : 40;
@@ -82,16 +84,16 @@ DEVICE void forward(const ForwardArguments& args) {
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t base = shared_address(shared);
   const uint32_t ring_at = base + Plan::WEIGHTS, exchange_at = ring_at + Plan::STAGES * Plan::STAGE;
-  const uint32_t staging_at = exchange_at + 2 * Plan::EXCHANGE, barriers = staging_at + Plan::SUBS * Plan::STAGING;
+  const uint32_t staging_at = exchange_at + 2 * Plan::EXCHANGE, barriers = staging_at + Plan::STAGING;
   // full: both halves of the partial sums are there. empty[0]: this block's have been read, [1]: the peer's have.
   const uint32_t exchange_full = barriers + 16 * Plan::STAGES, exchange_empty = exchange_full + 8;
-  // For each sub-batch: its h of this block is in `staging`; that of all blocks whose half of K is multiplied here is.
-  const uint32_t stored = exchange_empty + 16, published = stored + 8 * Plan::SUBS;
+  // full: a sub-batch's h of this block is staged. empty: it has been published.
+  const uint32_t staging_full = exchange_empty + 16, staging_empty = staging_full + 8;
   RingT ring(ring_at, barriers);
 
   const int thread = threadIdx.x, lane = thread % 32;
   const int warp = __shfl_sync(~0u, thread / 32, 0), warpgroup = warp / 4;  // uniform, and the compiler knows it
-  const int half = blockIdx.x & 1;  // of K, and which of the pair's units are finished here
+  const int half = blockIdx.x & 1;  // of K, and of a sub-batch's sequences which are finished here
   const int pair = blockIdx.x / 2 % PAIRS, group = blockIdx.x / 2 / PAIRS;
   const int rotation = pair % TILES;
   const int first_sequence = args.begin + group * Plan::COLUMNS;
@@ -101,13 +103,11 @@ DEVICE void forward(const ForwardArguments& args) {
 
   if (thread == 0) {
     ring.init();
-    barrier_init(exchange_full, 5);  // four warps of this block, and the announcement of the peer's bytes
+    barrier_init(exchange_full, 9);  // eight warps of this block, and the announcement of the peer's bytes
     barrier_init(exchange_empty, 4);
     barrier_init(exchange_empty + 8, 1);
-    for (int i = 0; i < Plan::SUBS; i++) {
-      barrier_init(stored + 8 * i, 4);
-      barrier_init(published + 8 * i, 1);
-    }
+    barrier_init(staging_full, 4);
+    barrier_init(staging_empty, 1);
     asm volatile("fence.mbarrier_init.release.cluster;");
   }
   // Row r of a warp's 16 in a warpgroup's 64 is gate 2 (r / 8) + (r / 4) % 2 of unit r % 4: what wgmma leaves a thread
@@ -148,54 +148,66 @@ DEVICE void forward(const ForwardArguments& args) {
         }
     }
     const uint32_t weights = descriptor(base + warpgroup * WEIGHT_TILE);
-    // The warpgroup of the units that this block finishes keeps its sums here, the other sends them to the peer.
-    const bool here = warpgroup == half;
-    const uint32_t own = exchange_at + t128 * 16;
-    const uint32_t remote = address_in(own + Plan::EXCHANGE, half ^ 1), remote_full = address_in(exchange_full, half ^ 1);
-    const uint32_t room = here ? exchange_empty : exchange_empty + 8;
+    // Sums of the sequences that this block finishes stay here, the others go to the peer. Half a warpgroup's of each:
+    // with one warpgroup keeping and the other sending, the sending was waited for (0.25 us a step).
+    const uint32_t own = exchange_at + (half * 2 + warpgroup) * Plan::OCTETS * 2048 + t128 * 16;
+    const uint32_t remote = address_in(own, half ^ 1), remote_full = address_in(exchange_full, half ^ 1);
     uint32_t parity = 1;
     float acc[Plan::WIDTH / 2];
+    auto keep = [&](auto of_half) {
+      constexpr int FIRST = decltype(of_half)::value * Plan::OCTETS * 4;
+#pragma unroll
+      for (int j = 0; j < Plan::OCTETS; j++)
+        asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(own + j * 2048), "f"(acc[FIRST + 4 * j]),
+                     "f"(acc[FIRST + 4 * j + 1]), "f"(acc[FIRST + 4 * j + 2]), "f"(acc[FIRST + 4 * j + 3])
+                     : "memory");
+    };
+    auto send = [&](auto of_half) {
+      constexpr int FIRST = decltype(of_half)::value * Plan::OCTETS * 4;
+#pragma unroll
+      for (int j = 0; j < Plan::OCTETS; j++)
+        asm volatile(
+            "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+                remote + j * 2048),
+            "f"(acc[FIRST + 4 * j]), "f"(acc[FIRST + 4 * j + 1]), "f"(acc[FIRST + 4 * j + 2]), "f"(acc[FIRST + 4 * j + 3]),
+            "r"(remote_full)
+            : "memory");
+    };
     for (int t = 0; t < T; t++)
       for (int sub = 0; sub < Plan::SUBS; sub++) {
         multiply<TILES, Plan::TILES_PER_STAGE, Plan::WIDTH>(acc, a, weights, ring, t128 == 0, status, t, sub);
-        barrier_wait<true>(room, parity, status, EXCHANGE_EMPTY, t, sub);
+        barrier_wait<true>(exchange_empty + 8, parity, status, EXCHANGE_EMPTY, t, sub);
+        barrier_wait(exchange_empty, parity, status, EXCHANGE_EMPTY, t, sub);
         parity ^= 1;
         pin(acc);
         wgmma_wait<0>();
         pin(acc);
         release_last(ring, t128 == 0);
-        if (here) {
-#pragma unroll
-          for (int j = 0; j < Plan::WIDTH / 8; j++)
-            asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(own + j * 2048), "f"(acc[4 * j]),
-                         "f"(acc[4 * j + 1]), "f"(acc[4 * j + 2]), "f"(acc[4 * j + 3])
-                         : "memory");
-          __syncwarp();
-          if (lane == 0) barrier_arrive(exchange_full);
+        if (half == 0) {
+          send(Index<1>{});
+          keep(Index<0>{});
         } else {
-#pragma unroll
-          for (int j = 0; j < Plan::WIDTH / 8; j++)
-            asm volatile(
-                "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
-                    remote + j * 2048),
-                "f"(acc[4 * j]), "f"(acc[4 * j + 1]), "f"(acc[4 * j + 2]), "f"(acc[4 * j + 3]), "r"(remote_full)
-                : "memory");
+          send(Index<0>{});
+          keep(Index<1>{});
         }
+        __syncwarp();
+        if (lane == 0) barrier_arrive(exchange_full);
       }
   } else if (warpgroup == 2) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Plan::FINISH_REGISTERS));
-    // A thread finishes, for every second 8 columns of a sub-batch, one unit of two sequences: column 16 i + d of those
-    // from `first_column` on.
-    const int quarter = warp % 4, odd = quarter / 2;
-    const int tile_row = 2 * (quarter % 2) + lane / 16;  // which 16 rows of the product, 4 units
-    const int unit = pair * UNITS + half * 16 + tile_row * 4 + lane / 4 % 4;
-    const int first_column = 8 * odd + lane % 4 * 2;
+    // A thread finishes two sequences of OWN units: those of every second row of 16 of the product, 4 units each.
     constexpr int OWN = Plan::WIDTH / 16;
-    const float4* const sums =
-        reinterpret_cast<const float4*>(shared + (exchange_at - base)) + odd * 128 + tile_row * 32 + lane % 16;
-    uint8_t* const staging = shared + (staging_at - base) + first_column * 32 + (tile_row * 4 + lane / 4 % 4) * 2;
+    const int octet = warp % 4 % Plan::OCTETS, row = warp % 4 / Plan::OCTETS * 2 * OWN + lane / 16;
+    const int column = octet * 8 + lane % 4 * 2;  // of this block's half of a sub-batch
+    const int first_column = half * (Plan::WIDTH / 2) + column;
+    const int first_unit = row * 4 + lane / 4 % 4;  // of the pair's; the next is 8 on
+    auto sums = [&](int i) {
+      const int of_16 = row + 2 * i, part = (of_16 / 4 * Plan::OCTETS + octet) * 128 + of_16 % 4 * 32 + lane % 16;
+      return reinterpret_cast<const float4*>(shared + (exchange_at - base)) + part;
+    };
     const bool leader = thread % 128 == 0;
 
+    const int unit = pair * UNITS + first_unit;
     float c[Plan::SUBS][OWN][2];
     unrolled<0, Plan::SUBS>([&](auto sub) {
       constexpr int S = decltype(sub)::value;
@@ -204,101 +216,101 @@ DEVICE void forward(const ForwardArguments& args) {
 #pragma unroll
         for (int d = 0; d < 2; d++)
           c[S][i][d] =
-              args.c0[(size_t)min(first_sequence + S * Plan::WIDTH + first_column + 16 * i + d, args.end - 1) * H + unit];
+              args.c0[(size_t)min(first_sequence + S * Plan::WIDTH + first_column + d, args.end - 1) * H + unit + 8 * i];
     });
-    // A step's inputs, and in their place its gates afterwards.
-    uint2 x[OWN][2];
+    uint2 x[OWN][2];  // a step's inputs
     uint32_t kept = ~0u;
     auto fetch = [&](int t, int sub) {
-      const int from = t * B, first = opaque(first_sequence) + sub * Plan::WIDTH + first_column;
+      const int first = opaque(first_sequence) + sub * Plan::WIDTH + first_column;
 #pragma unroll
-      for (int i = 0; i < OWN; i++)
+      for (int d = 0; d < 2; d++) {
+        const int at = t * B + min(first + d, args.end - 1);
+        const uint2* const row = args.inputs + (size_t)(args.ids ? args.ids[at] : at) * H + unit;
 #pragma unroll
-        for (int d = 0; d < 2; d++) {
-          const int at = from + min(first + 16 * i + d, args.end - 1);
-          const int row = args.ids ? args.ids[at] : at;
-          x[i][d] = __ldg(args.inputs + (size_t)row * H + unit);
-        }
+        for (int i = 0; i < OWN; i++) x[i][d] = __ldg(row + 8 * i);
+      }
       if (args.resets) {
         kept = 0;
 #pragma unroll
-        for (int i = 0; i < OWN; i++)
-#pragma unroll
-          for (int d = 0; d < 2; d++)
-            kept |= (args.resets[from + min(first + 16 * i + d, args.end - 1)] == 0) << (2 * i + d);
+        for (int d = 0; d < 2; d++) kept |= (args.resets[t * B + min(first + d, args.end - 1)] == 0) << d;
       }
     };
-    if (leader) barrier_expect(exchange_full, Plan::WIDTH / 8 * 2048);
+    if (leader) barrier_expect(exchange_full, Plan::EXCHANGE);
     fetch(0, 0);
     uint32_t parity = 0;
     for (int t = 0; t < T; t++)
       unrolled<0, Plan::SUBS>([&](auto sub) {
         constexpr int S = decltype(sub)::value;
         barrier_wait<true>(exchange_full, parity, status, EXCHANGE_FULL, t, S);
-        parity ^= 1;
-        if (leader) barrier_expect(exchange_full, Plan::WIDTH / 8 * 2048);
+        if (leader) barrier_expect(exchange_full, Plan::EXCHANGE);
         uint32_t h[OWN];
+        uint2 gates[OWN][2];
 #pragma unroll
         for (int i = 0; i < OWN; i++) {
-          // Two columns of gates i and g, and 16 lanes on of f and o: from this half of K and from the peer's.
-            const float4* const from = sums + 2 * i * 128;
-            const float4 ig = from[0], fo = from[16];
-            const float4 ig2 = from[Plan::EXCHANGE / 16], fo2 = from[Plan::EXCHANGE / 16 + 16];
-            float h_t[2];
+          // Two columns of gates i and g, and 16 lanes on of f and o: from the lower half of K and from the upper.
+          const float4* const from = sums(i);
+          const float4 ig = from[0], fo = from[16];
+          const float4 ig2 = from[Plan::EXCHANGE / 16], fo2 = from[Plan::EXCHANGE / 16 + 16];
+          float h_t[2];
 #pragma unroll
-            for (int d = 0; d < 2; d++) {
-              const bool keep = kept >> (2 * i + d) & 1;
-              const float z_i = keep ? (d ? ig.y + ig2.y : ig.x + ig2.x) : 0.0f;
-              const float z_f = keep ? (d ? fo.y + fo2.y : fo.x + fo2.x) : 0.0f;
-              const float z_g = keep ? (d ? ig.w + ig2.w : ig.z + ig2.z) : 0.0f;
-              const float z_o = keep ? (d ? fo.w + fo2.w : fo.z + fo2.z) : 0.0f;
-              const float c_prev = keep ? c[S][i][d] : 0.0f;
-              const float g_i = sigmoid_fast(z_i + unpack_low(x[i][d].x)), g_f = sigmoid_fast(z_f + unpack_high(x[i][d].x));
-              const float g_g = tanh_fast(z_g + unpack_low(x[i][d].y)), g_o = sigmoid_fast(z_o + unpack_high(x[i][d].y));
-              c[S][i][d] = g_f * c_prev + g_i * g_g;
-              h_t[d] = g_o * tanh_fast(c[S][i][d]);
-              x[i][d] = make_uint2(pack(g_i, g_f), pack(g_g, g_o));
-            }
-            h[i] = pack(h_t[0], h_t[1]);
+          for (int d = 0; d < 2; d++) {
+            const bool keep = kept >> d & 1;
+            const float z_i = keep ? (d ? ig.y + ig2.y : ig.x + ig2.x) : 0.0f;
+            const float z_f = keep ? (d ? fo.y + fo2.y : fo.x + fo2.x) : 0.0f;
+            const float z_g = keep ? (d ? ig.w + ig2.w : ig.z + ig2.z) : 0.0f;
+            const float z_o = keep ? (d ? fo.w + fo2.w : fo.z + fo2.z) : 0.0f;
+            const float c_prev = keep ? c[S][i][d] : 0.0f;
+            const float g_i = sigmoid_fast(z_i + unpack_low(x[i][d].x)), g_f = sigmoid_fast(z_f + unpack_high(x[i][d].x));
+            const float g_g = tanh_fast(z_g + unpack_low(x[i][d].y)), g_o = sigmoid_fast(z_o + unpack_high(x[i][d].y));
+            c[S][i][d] = g_f * c_prev + g_i * g_g;
+            h_t[d] = g_o * tanh_fast(c[S][i][d]);
+            gates[i][d] = make_uint2(pack(g_i, g_f), pack(g_g, g_o));
+          }
+          h[i] = pack(h_t[0], h_t[1]);
         }
         // The sums have been read: their place is free.
         __syncwarp();
         if (lane == 0) barrier_arrive(exchange_empty);
-        uint8_t* const to = staging + S * Plan::STAGING;
 #pragma unroll
         for (int i = 0; i < OWN; i++)
 #pragma unroll
-          for (int d = 0; d < 2; d++)
-            *reinterpret_cast<uint16_t*>(to + (16 * i + d) * 32) = (uint16_t)(h[i] >> 16 * d);
+          for (int d = 0; d < 2; d++) {
+            // Rows of 64 bytes in the copy engine's swizzle: chunk of 16 bytes ^ row / 2 % 4.
+            const int at = ((first_unit + 8 * i) * 2) ^ (lane % 4 << 4);
+            *reinterpret_cast<uint16_t*>(shared + (staging_at - base) + (column + d) * 64 + at) = (uint16_t)(h[i] >> 16 * d);
+          }
         fence_shared();
         __syncwarp();
-        if (lane == 0) barrier_arrive(stored + 8 * S);
-        // Nobody waits for the rest.
+        if (lane == 0) barrier_arrive(staging_full);
+        // Before the rest is stored h must be published: the release waits for all stores of the multiprocessor.
+        barrier_wait(staging_empty, parity, status, STORED, t, S);
         if (args.gates || args.cells_kind != CELLS_NONE) {
 #pragma unroll
-          for (int i = 0; i < OWN; i++)
+          for (int d = 0; d < 2; d++) {
+            const int b = opaque(first_sequence) + S * Plan::WIDTH + first_column + d;
+            const size_t at = (size_t)(t * B + b) * H + unit;
+            if (b < args.end) {
 #pragma unroll
-            for (int d = 0; d < 2; d++) {
-              const int b = opaque(first_sequence) + S * Plan::WIDTH + first_column + 16 * i + d;
-              const size_t at = (size_t)(t * B + b) * H + unit;
-              if (b < args.end) {
-                if (args.gates) __stcs(args.gates + at, x[i][d]);
-                if (args.cells_kind != CELLS_NONE) store_cell(args.cells, args.cells_kind, at, c[S][i][d]);
+              for (int i = 0; i < OWN; i++) {
+                if (args.gates) __stcs(args.gates + at + 8 * i, gates[i][d]);
+                if (args.cells_kind != CELLS_NONE) store_cell(args.cells, args.cells_kind, at + 8 * i, c[S][i][d]);
               }
             }
+          }
         }
         // The next inputs: from here on this thread would only wait.
         if (S + 1 < Plan::SUBS || t + 1 < T) fetch(S + 1 < Plan::SUBS ? t : t + 1, (S + 1) % Plan::SUBS);
+        parity ^= 1;
       });
     unrolled<0, Plan::SUBS>([&](auto sub) {
       constexpr int S = decltype(sub)::value;
 #pragma unroll
-      for (int i = 0; i < OWN; i++)
+      for (int d = 0; d < 2; d++) {
+        const int b = opaque(first_sequence) + S * Plan::WIDTH + first_column + d;
 #pragma unroll
-        for (int d = 0; d < 2; d++) {
-          const int b = opaque(first_sequence) + S * Plan::WIDTH + first_column + 16 * i + d;
-          if (b < args.end) args.c_n[(size_t)b * H + unit] = c[S][i][d];
-        }
+        for (int i = 0; i < OWN; i++)
+          if (b < args.end) args.c_n[(size_t)b * H + unit + 8 * i] = c[S][i][d];
+      }
     });
   } else {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Plan::FETCH_REGISTERS));
@@ -306,7 +318,7 @@ DEVICE void forward(const ForwardArguments& args) {
       for (int t = 0; t < T; t++)
         for (int sub = 0; sub < Plan::SUBS; sub++) {
           if (t > 0) {
-            barrier_wait(published + 8 * sub, (t - 1) & 1, status, PUBLISHED, t, sub);
+            flag_wait(flags + (sub * 2 + half) * FLAG_STRIDE, t * PAIRS, status, PUBLISHED, t, sub);
             fence_copy_engine();
           }
           load<TILES, Plan::TILES_PER_STAGE, Plan::WIDTH>(
@@ -320,18 +332,16 @@ DEVICE void forward(const ForwardArguments& args) {
         barrier_arrive_in_cluster(peer_empty);
       }
     } else if (warp == 14 && lane == 0) {
-      // Publishes h. One barrier for each sub-batch: its next h waits for this one to be published, so none is missed.
       for (int t = 0; t < T; t++)
         for (int sub = 0; sub < Plan::SUBS; sub++) {
-          barrier_wait(stored + 8 * sub, t & 1, status, STORED, t, sub);
-          copy_out(args.out, pair * UNITS + half * 16, first_sequence + sub * Plan::WIDTH, t + 1,
-                   staging_at + sub * Plan::STAGING);
+          barrier_wait(staging_full, (t * Plan::SUBS + sub) & 1, status, STORED, t, sub);
+          copy_out(args.out, pair * UNITS, first_sequence + sub * Plan::WIDTH + half * (Plan::WIDTH / 2), t + 1, staging_at);
           flag_add(flags + (sub * 2 + (pair >= PAIRS / 2)) * FLAG_STRIDE);
+          barrier_arrive(staging_empty);
         }
-    } else if (warp == 15 && lane < Plan::SUBS) {
-      flag_watch(flags + (lane * 2 + half) * FLAG_STRIDE, PAIRS, T - 1, published + 8 * lane, status, PUBLISHED, lane);
     }
   }
+  __syncwarp();
   // The peer may still send here or count here. Warps park in an ordinary barrier first: a wait on the cluster's spins.
   sync_threads<1, 512>();
   asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");

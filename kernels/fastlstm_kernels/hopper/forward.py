@@ -62,7 +62,7 @@ def lstm_forward(
     plan, launches = divide(plans, H, B)
     kernel = launch.kernel("forward", plan.kernel, H, weight_hh.dtype, device.index)
     tiles = launch.tensor_map(h, plan.width, 64)
-    out = launch.tensor_map(h, plan.width, 16)
+    out = launch.tensor_map(h, plan.width // 2, 32)
     flags_each = 2 * plan.subs * FLAG_STRIDE
     flags = torch.zeros(sum(one.groups for one in launches) * flags_each, dtype=torch.int32, device=device)
     groups_before = 0
@@ -75,7 +75,6 @@ def lstm_forward(
             ids=launch.pointer(ids),
             resets=launch.pointer(resets),
             c0=launch.pointer(c0),
-            h=launch.pointer(h),
             gates=launch.pointer(gates),
             cells=launch.pointer(cells),
             c_n=launch.pointer(c_n),

@@ -220,7 +220,8 @@ def launch(kernel: Kernel, blocks: int, arguments: ctypes.Structure, device: tor
 def tensor_map(tensor: Tensor, sequences: int, columns: int) -> TensorMapBytes:
     """``tensor`` (T, B, N) for the copy engine, in boxes of 1 x ``sequences`` x ``columns``.
 
-    Boxes of 128-byte rows are swizzled as the tensor cores read them, narrower ones lie in shared memory as they are.
+    Boxes with rows of 128 bytes are swizzled as the tensor cores read them, of 64 bytes so that a column of them spreads
+    over the banks of shared memory.
     """
     T, B, N = tensor.shape
     return _encoded_map(tensor.data_ptr(), tensor.dtype, T, B, N, sequences, columns)
@@ -244,7 +245,7 @@ def _encoded_map(
             [driver.cuuint32_t(n) for n in (columns, sequences, 1)],
             [driver.cuuint32_t(1)] * 3,
             driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            swizzles.CU_TENSOR_MAP_SWIZZLE_128B if columns * size == 128 else swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
+            swizzles.CU_TENSOR_MAP_SWIZZLE_128B if columns * size == 128 else swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
             driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
             driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
         )

@@ -186,6 +186,13 @@ DEVICE uint32_t flag_read(const uint32_t* flag) {
   return value;
 }
 
+// Blocks until the flag has risen to `target`; afterwards what was published with it can be read.
+DEVICE void flag_wait(const uint32_t* flag, uint32_t target, uint32_t* status, uint32_t waited, int step, int sub) {
+  Patience patience;
+  for (uint32_t polls = 1; flag_read(flag) < target; polls++)
+    if (polls % 1024 == 0 && patience.lost()) give_up(status, waited, step, sub);
+}
+
 // One lane's part of a warp that watches flags: `rounds` times, when the flag has risen by `step` more, an arrival at
 // `barrier`. Each lane watches its own flag, so that none waits for another's. A read takes over 1,000 cycles also when
 // the flag stands already, which those who wait at the barrier do not pay if the watching is ahead of them.
@@ -208,7 +215,7 @@ DEVICE void flag_watch(const uint32_t* flag, uint32_t step, int rounds, uint32_t
 
 // float32 numbers that say themselves which round they belong to, in their last bit: no flag, and no fence before it, which
 // waits for all stores of the multiprocessor (2,000 cycles measured). Every word is judged by itself, so that no order
-// among them is needed; the bit is a rounding of 2^-24.
+// among them is needed; the bit is a rounding of 2^-24. An infinity may become a NaN.
 DEVICE float tagged(float x, uint32_t tag) { return __uint_as_float((__float_as_uint(x) & ~1u) | tag); }
 DEVICE bool has_tag(float4 x, uint32_t tag) {
   const uint32_t all = __float_as_uint(x.x) & __float_as_uint(x.y) & __float_as_uint(x.z) & __float_as_uint(x.w);
@@ -291,19 +298,14 @@ struct Wgmma;
 
 #define OPERANDS_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define OPERANDS_16 OPERANDS_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define OPERANDS_20 OPERANDS_16 ", %16, %17, %18, %19"
-#define OPERANDS_24 OPERANDS_20 ", %20, %21, %22, %23"
-#define OPERANDS_32 OPERANDS_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define OPERANDS_32 \
+  OPERANDS_16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ACCUMULATORS_8 ACC_8(d, 0)
 #define ACCUMULATORS_16 ACCUMULATORS_8, ACC_8(d, 8)
-#define ACCUMULATORS_20 ACCUMULATORS_16, ACC_4(d, 16)
-#define ACCUMULATORS_24 ACCUMULATORS_20, ACC_4(d, 20)
-#define ACCUMULATORS_32 ACCUMULATORS_24, ACC_8(d, 24)
+#define ACCUMULATORS_32 ACCUMULATORS_16, ACC_8(d, 16), ACC_8(d, 24)
 
 WGMMA(16, OPERANDS_8, ACCUMULATORS_8, 8, 9, 10, 11, 12, 13);
 WGMMA(32, OPERANDS_16, ACCUMULATORS_16, 16, 17, 18, 19, 20, 21);
-WGMMA(40, OPERANDS_20, ACCUMULATORS_20, 20, 21, 22, 23, 24, 25);
-WGMMA(48, OPERANDS_24, ACCUMULATORS_24, 24, 25, 26, 27, 28, 29);
 WGMMA(64, OPERANDS_32, ACCUMULATORS_32, 32, 33, 34, 35, 36, 37);
 
 DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
