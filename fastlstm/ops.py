@@ -225,7 +225,7 @@ def _lstm_backward(
     ``table_rows`` is V when ``ids`` is given.
     """
     if backend == "hopper":
-        from fastlstm_kernels.hopper import layer
+        from fastlstm_kernels.hopper import layer, order
     with settled(weight_hh):
         if gates is None:
             assert inputs is not None
@@ -241,7 +241,7 @@ def _lstm_backward(
                     resets=resets,
                 )
                 if backend == "hopper":
-                    gates = gates.view(*gates.shape[:2], 4, -1).transpose(2, 3).flatten(2)
+                    gates = order.columns_by_unit(gates)
             else:
                 gates = eager.recompute_gates(inputs, weight_hh, h0, h, ids=ids, resets=resets)
         upstream = (dh, dc, gates, cells, c0, weight_hh)
@@ -251,7 +251,7 @@ def _lstm_backward(
             d_gates, dh0, dc0 = lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         elif backend == "hopper":
             d_gates, dh0, dc0 = layer.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
-            weight_ih = None if weight_ih is None else layer.by_unit(weight_ih)
+            weight_ih = None if weight_ih is None else order.rows_by_unit(weight_ih)
         else:
             d_gates, dh0, dc0 = eager.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         h, h0 = h.to(d_gates.dtype), h0.to(d_gates.dtype)
@@ -270,14 +270,12 @@ def _lstm_backward(
                 d_bias = rows.sum(0)
         if backend == "hopper":
             # Its gates are ordered by unit.
-            d_weight_hh = layer.stacked(d_weight_hh)
+            d_weight_hh = order.rows_stacked(d_weight_hh)
             d_weight_ih, d_bias = (
-                tensor if not tensor.numel() else layer.stacked(tensor) for tensor in (d_weight_ih, d_bias)
+                tensor if not tensor.numel() else order.rows_stacked(tensor) for tensor in (d_weight_ih, d_bias)
             )
-            if ids is not None:
-                d_inputs = layer.stacked(d_inputs.t()).t().contiguous()
-            elif weight_ih is None:
-                d_inputs = d_inputs.view(*d_inputs.shape[:2], -1, 4).transpose(2, 3).flatten(2)
+            if weight_ih is None:
+                d_inputs = order.columns_stacked(d_inputs)
     # Contiguous whatever the strides of the arguments, as the fake says.
     d_parameters = [tensor.to(weight_hh.dtype) for tensor in (d_inputs, d_weight_hh, d_weight_ih, d_bias)]
     d_inputs, d_weight_hh, d_weight_ih, d_bias = d_parameters

@@ -282,8 +282,7 @@ DEVICE void forward(const ForwardArguments& args) {
         fence_shared();
         __syncwarp();
         if (lane == 0) barrier_arrive(staging_full);
-        // Before the rest is stored h must be published: the release waits for all stores of the multiprocessor.
-        barrier_wait(staging_empty, parity, status, STORED, t, S);
+        // Nobody waits for the rest.
         if (args.gates || args.cells_kind != CELLS_NONE) {
 #pragma unroll
           for (int d = 0; d < 2; d++) {
@@ -300,6 +299,7 @@ DEVICE void forward(const ForwardArguments& args) {
         }
         // The next inputs: from here on this thread would only wait.
         if (S + 1 < Plan::SUBS || t + 1 < T) fetch(S + 1 < Plan::SUBS ? t : t + 1, (S + 1) % Plan::SUBS);
+        barrier_wait(staging_empty, parity, status, STORED, t, S);
         parity ^= 1;
       });
     unrolled<0, Plan::SUBS>([&](auto sub) {

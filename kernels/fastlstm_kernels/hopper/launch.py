@@ -220,8 +220,8 @@ def launch(kernel: Kernel, blocks: int, arguments: ctypes.Structure, device: tor
 def tensor_map(tensor: Tensor, sequences: int, columns: int) -> TensorMapBytes:
     """``tensor`` (T, B, N) for the copy engine, in boxes of 1 x ``sequences`` x ``columns``.
 
-    Boxes with rows of 128 bytes are swizzled as the tensor cores read them, of 64 bytes so that a column of them spreads
-    over the banks of shared memory.
+    Boxes with rows of 128 bytes are swizzled as the tensor cores read them, those with rows of 64 bytes so that what is
+    written down a column spreads over the banks of shared memory.
     """
     T, B, N = tensor.shape
     return _encoded_map(tensor.data_ptr(), tensor.dtype, T, B, N, sequences, columns)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastlstm_kernels.hopper import backward, forward
+from fastlstm_kernels.hopper.order import columns_by_unit, rows_by_unit
 from fastlstm_kernels.shapes import check_shapes
 
 
@@ -39,16 +40,6 @@ def aligned(weight: Tensor) -> Tensor:
     return weight if weight.data_ptr() % 16 == 0 else weight.clone()
 
 
-def by_unit(rows: Tensor) -> Tensor:
-    """(4H, ...) stacked as in torch.nn.LSTM, i of all units first -> (4H, ...) with i, f, g, o of a unit together."""
-    return rows.reshape(4, -1, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
-
-
-def stacked(rows: Tensor) -> Tensor:
-    """The inverse of ``by_unit``."""
-    return rows.reshape(-1, 4, *rows.shape[1:]).transpose(0, 1).reshape(rows.shape)
-
-
 def lstm_forward(
     inputs: Tensor,
     weight_hh: Tensor,
@@ -68,10 +59,10 @@ def lstm_forward(
     H = check_shapes(inputs, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh).H
     weight_hh = aligned(weight_hh)
     if weight_ih is not None:
-        bias = None if bias_ih is None or bias_hh is None else by_unit(bias_ih + bias_hh)
-        product = F.linear(inputs, by_unit(weight_ih), bias)
+        bias = None if bias_ih is None or bias_hh is None else rows_by_unit(bias_ih + bias_hh)
+        product = F.linear(inputs, rows_by_unit(weight_ih), bias)
     else:
-        product = inputs.reshape(*inputs.shape[:-1], 4, H).transpose(-1, -2).contiguous()
+        product = columns_by_unit(inputs)
     B = (inputs if ids is None else ids).shape[1]
     h0 = weight_hh.new_zeros(B, H) if h0 is None else h0
     c0 = weight_hh.new_zeros(B, H, dtype=torch.float32) if c0 is None else c0
