@@ -24,6 +24,7 @@ INPUT_SIZE = 256
 GATE_STEPS = 5
 AUTO = "auto"
 CASES = ("forward_infer", "forward_cells", "forward_train", "forward_backward")
+RECURRENCE = "backward_recurrence"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -84,19 +85,47 @@ def without_gradients(call: Call) -> Call:
     return quiet
 
 
-def ours(shape: Shape, dtype: str, device: str, data: Data, *, backend: str, ids: bool = False) -> Contestant:
-    """``fastlstm.LSTM`` with a backend forced, or with AUTO what it runs by itself."""
+def ours(
+    shape: Shape,
+    dtype: str,
+    device: str,
+    data: Data,
+    *,
+    backend: str,
+    ids: bool = False,
+    recurrence: bool = False,
+) -> Contestant:
+    """``fastlstm.LSTM`` with a backend forced, or with AUTO what it runs by itself; ``recurrence``: that case too."""
     lstm = fastlstm.LSTM(INPUT_SIZE, shape.H, device=device, dtype=DTYPES[dtype], backend=backend)
     x = data.ids if ids else data.dense
     wanted = [*lstm.parameters()] if ids else [x, *lstm.parameters()]
     hx = None if data.state is None else (data.state, data.state.float())
-    calls = {
+    calls: dict[str, Call] = {
         "forward_infer": without_gradients(lambda: lstm(x, hx)),
         "forward_cells": without_gradients(lambda: lstm(x, hx, return_cells=True)),
         "forward_train": lambda: lstm(x, hx),
         "forward_backward": lambda: torch.autograd.grad(lstm(x, hx)[0], wanted, data.d_output),
     }
+    if recurrence:
+        calls[RECURRENCE] = backward_recurrence(lstm.weight_hh_l0.detach(), data, backend)
     return Contestant(f"fastlstm-{backend}", dtype, "ids" if ids else "dense", __version__, calls)
+
+
+def backward_recurrence(weight_hh: Tensor, data: Data, backend: str) -> Call:
+    """From the gradient of every h_t to that of every gate's sum, by a kernel alone."""
+    if backend == "hopper":
+        from fastlstm_kernels.hopper.layer import lstm_backward, lstm_forward
+    else:
+        from fastlstm_kernels.backward import lstm_backward  # type: ignore[assignment]
+        from fastlstm_kernels.forward import lstm_forward  # type: ignore[assignment]
+    T, B, H = data.d_output.shape
+    h0, c0 = weight_hh.new_zeros(B, H), weight_hh.new_zeros(B, H, dtype=torch.float32)
+    product = torch.randn(T, B, 4 * H, device=weight_hh.device, dtype=weight_hh.dtype)
+    out = lstm_forward(product, weight_hh, h0, c0, save_gates=True, cells_dtype=torch.float32)
+    assert out.gates is not None
+    assert out.cells is not None
+    given = (data.d_output, None, out.gates, out.cells, c0, weight_hh)
+    return lambda: lstm_backward(*given)
 
 
 def chosen(shape: Shape, dtype: str, case: str) -> str:

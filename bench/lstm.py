@@ -32,7 +32,19 @@ ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from bench import rivals  # noqa: E402
-from bench.contestants import AUTO, CASES, DTYPES, Contestant, Data, Shape, chosen, gate, ours, torch_lstm  # noqa: E402
+from bench.contestants import (  # noqa: E402
+    AUTO,
+    CASES,
+    DTYPES,
+    RECURRENCE,
+    Contestant,
+    Data,
+    Shape,
+    chosen,
+    gate,
+    ours,
+    torch_lstm,
+)
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.timing import Budget, Call, captured, peak_memory, time_queued, time_whole  # noqa: E402
 from fastlstm_kernels.hopper.plans import COMPILED_SIZES  # noqa: E402
@@ -43,6 +55,7 @@ BATCH_SIZES = (128, 512, 16, 1, 64, 2048)
 STEPS = (128, 1, 512)
 BARS = ((2048, 128), (1024, 128), (2048, 512), (4096, 128))
 SMALL = (1, 16)
+WHOLE = ((2048, 128), (1024, 128))  # timed as whole calls and without the products around the recurrence too
 CUDNN_PERSISTENT = (32, 1024)  # B and H
 BAR_SHARE = 4  # how many times longer a size with a bar is timed
 # Bytes for each of T x B x H of the hungriest case: input product and its gradient, gates, their gradient, cells, h.
@@ -56,6 +69,11 @@ def say(line: str) -> None:
 def has_bar(shape: Shape) -> bool:
     """Whether this is one of the sizes that the layer is judged by."""
     return shape.T == 128 and (shape.H, shape.B) in BARS
+
+
+def is_whole(shape: Shape) -> bool:
+    """Whether whole calls of many steps are timed, eager and as CUDA graphs, and the backward recurrence alone."""
+    return shape.T > 1 and (shape.H, shape.B) in WHOLE
 
 
 def importance(shape: Shape) -> tuple[int, ...]:
@@ -123,7 +141,12 @@ def entrants(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer]) -
         dtype: Data.draw(shape, DTYPES[dtype], options.device) for dtype in dict.fromkeys([*dtypes, *options.baselines])
     }
     contestants = [
-        ours(shape, way.dtype, options.device, data[way.dtype], backend=way.backend, ids=way.kind == "ids")
+        ours(
+            *(shape, way.dtype, options.device, data[way.dtype]),
+            backend=way.backend,
+            ids=way.kind == "ids",
+            recurrence=options.device == "cuda" and is_whole(shape) and way.kind == "dense",
+        )
         for way in ways
     ]
     if options.device == "cuda" and "dense" in options.inputs:
@@ -135,7 +158,7 @@ def entrants(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer]) -
 
 
 def measure(shape: Shape, contestants: Sequence[Contestant], options: argparse.Namespace) -> list[Row]:
-    """Rows of one shape: times a step, and on a GPU the peak memory and, for T = 1, whole calls."""
+    """Rows of one shape: times a step, and on a GPU the peak memory and, at some shapes, whole calls."""
     size = {"suite": "lstm", "H": shape.H, "B": shape.B, "T": shape.T}
     by_name = {str(contestant): contestant for contestant in contestants}
     rows: list[Row] = []
@@ -148,6 +171,8 @@ def measure(shape: Shape, contestants: Sequence[Contestant], options: argparse.N
 
     for case in options.cases:
         calls = {name: one.calls[case] for name, one in by_name.items() if case in one.calls}
+        if not calls:
+            continue
         seconds = options.seconds * len(calls) * (BAR_SHARE if has_bar(shape) else 1)
         if options.device == "cpu":
             add(case, "eager", time_whole(calls, seconds, lambda: None))
@@ -156,7 +181,7 @@ def measure(shape: Shape, contestants: Sequence[Contestant], options: argparse.N
         for name, call in calls.items():
             about = by_name[name].columns(case) | {"metric": "peak_memory", "unit": "MiB"}
             rows.append(complete(size | about | quantiles([peak_memory(call)])))
-        if shape.T == 1 and case == "forward_infer":
+        if (shape.T == 1 and case == "forward_infer") or is_whole(shape):
             add(case, "eager", time_whole(calls, seconds, torch.cuda.synchronize))
             add(case, "graph", time_whole(graphs(calls, shape), seconds, torch.cuda.synchronize))
     return rows
@@ -241,7 +266,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="HxBxT", help="default: the whole grid")
     parser.add_argument("--steps", nargs="+", type=int, metavar="T", help="of the shapes, these T only")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES)
+    parser.add_argument("--cases", nargs="+", choices=(*CASES, RECURRENCE), default=(*CASES, RECURRENCE))
     parser.add_argument("--inputs", nargs="+", choices=("dense", "ids"), default=("dense", "ids"), help="of our layer")
     parser.add_argument(
         "--dtypes",

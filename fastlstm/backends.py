@@ -105,9 +105,7 @@ def _above(low: int) -> tuple[float, float]:
 
 # One layer, dense inputs, NVIDIA H100, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128;
 # bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
-# The Hopper kernels against the Triton kernels. They are taken only when forced until they have run for long: a barrier
-# of theirs can in principle be passed twice before it is waited for (fastlstm_kernels/hopper/NOTES.md, "Open").
-HOPPER_BY_ITSELF = False
+# The Hopper kernels against the Triton kernels:
 HOPPER_FASTER = (
     MeasuredRow("8.69 against 14.5 at H=2048 B=128", HALF, H=(1536, 2048), B=(1, 256), T=_above(2)),
     MeasuredRow(
@@ -146,7 +144,7 @@ def choose(call: Call, backend: str = "auto") -> Choice:
         return _choose(call, backend, variable)
     # With all that the answer depends on beside the call.
     simulated = call.device != "cuda" and interpreted()
-    surroundings = (HAS_TRITON, HOPPER_BY_ITSELF, simulated, torch.backends.cudnn.enabled)
+    surroundings = (HAS_TRITON, simulated, torch.backends.cudnn.enabled)
     return _remembered_choice(call, backend, variable, surroundings)
 
 
@@ -172,7 +170,7 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
             return Choice("torch", f"oneDNN's LSTM, as in torch.nn.LSTM on a CPU, from {FEWEST_STEPS} steps on")
         return Choice("torch", f"plain PyTorch on {call.device}; the Triton kernels need an NVIDIA GPU")
     sizes = f"H={call.hidden_size} B={call.batch_size} {call.dtype}"
-    resident = next((row for row in HOPPER_FASTER if row.covers(call)), None) if HOPPER_BY_ITSELF else None
+    resident = next((row for row in HOPPER_FASTER if row.covers(call)), None)
     no_hopper = None if resident is None else hopper_refusal(call, by_itself=True)
     if resident is not None and no_hopper is None:
         return Choice("hopper", f"the kernels with resident weights, measured faster near {sizes}: {resident.evidence}")

@@ -194,7 +194,9 @@ def _(
         cells = c_n.new_empty((T, B, H if units is None else units.shape[0]), dtype=cells_dtype)
     gates_dtype = weight_hh.dtype if backend in ("hopper", "triton") and save_gates else c_n.dtype
     gates = c_n.new_empty((T, B, 4 * H) if save_gates else (0,), dtype=gates_dtype)
-    return weight_hh.new_empty(T, B, H), c_n, cells, gates
+    # The Hopper kernels keep h0 in front.
+    h = weight_hh.new_empty(T + 1, B, H)[1:] if backend == "hopper" else weight_hh.new_empty(T, B, H)
+    return h, c_n, cells, gates
 
 
 @torch.library.custom_op("fastlstm::lstm_backward", mutates_args=())

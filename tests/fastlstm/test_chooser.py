@@ -37,7 +37,6 @@ def _no_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 def _an_h100(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever GPU there is: the Hopper kernels' own question to the driver is answered as on an H100."""
     monkeypatch.setattr(backends, "_hopper_device_refusal", lambda index: None)
-    monkeypatch.setattr(backends, "HOPPER_BY_ITSELF", True)
 
 
 @pytest.fixture
@@ -286,9 +285,11 @@ def test_a_plain_call_does_not_import_triton() -> None:
 def test_a_gpu_chooses_as_it_says() -> None:
     lstm = LSTM(128, 256, device="cuda", dtype=torch.float16)
     x = torch.zeros(3, 16, 128, device="cuda", dtype=torch.float16)
-    assert explain(lstm, x).backend == "cudnn"
+    assert explain(lstm, x).backend == "triton"
     assert explain(lstm, x, return_cells=True).backend == "triton"
     assert explain(lstm, torch.zeros(3, 16, device="cuda", dtype=torch.uint8)).backend == "triton"
+    wide = LSTM(128, 4096, device="cuda", dtype=torch.float16)
+    assert explain(wide, x.new_zeros(3, 512, 128)).backend == "cudnn"
     double = LSTM(5, 4, device="cuda", dtype=torch.float64)
     backends._warn_once.cache_clear()
     with pytest.warns(UserWarning, match="fastlstm runs 'torch'"):

@@ -74,7 +74,7 @@ def test_gradients_that_do_not_come_are_zeros(wanted: tuple[str, ...]) -> None:
         cast = [tensor.to(dtype, copy=True).requires_grad_() for tensor in floating]
         if dtype == BF16:
             cast[3] = case.c0.clone().requires_grad_()
-        h, c_n, cells = lstm_layer(Inputs(cast[0]), *cast[1:], return_cells=True, backend=backend)
+        h, (_, c_n), cells = lstm_layer(Inputs(cast[0]), *cast[1:], return_cells=True, backend=backend)
         assert cells is not None
         terms = {"h": h * case.dh.to(h.dtype), "c_n": c_n * case.dc[0].to(c_n.dtype), "cells": cells * case.dc}
         loss = sum(terms[name].sum().double() for name in wanted)
