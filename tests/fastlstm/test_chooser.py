@@ -178,14 +178,6 @@ def test_a_choice_is_remembered_with_all_that_it_depends_on(monkeypatch: pytest.
     assert choose(WIDE) is not first
 
 
-def test_the_hopper_kernels_want_to_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
-    monkeypatch.delenv(VARIABLE, raising=False)
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    monkeypatch.setattr(backends, "HAS_TRITON", True)
-    assert choose(BF16).backend == "triton"
-
-
 @pytest.mark.parametrize("row", CUDNN_FASTER, ids=lambda row: row.evidence)
 def test_no_row_hides_another(row: MeasuredRow) -> None:
     call = Call(int(row.H[0]), int(row.B[0]), row.dtypes[0], steps=1 if row.T == (1, 1) else 128)
