@@ -113,8 +113,8 @@ DEVICE void backward(const BackwardArguments& args) {
   if (thread == 0) {
     ring.init();
     for (int i = 0; i < Plan::SUBS; i++) {
-      barrier_init(stored + 8 * i, 8);
-      barrier_init(stored + 8 * (Plan::SUBS + i), Plan::FINISHERS);
+      barrier_init(stored + 8 * i, 8 * WARP_ARRIVALS);
+      barrier_init(stored + 8 * (Plan::SUBS + i), Plan::FINISHERS * WARP_ARRIVALS);
       barrier_init(summed + 8 * i, 1);
     }
     asm volatile("fence.mbarrier_init.release.cluster;");
@@ -191,8 +191,7 @@ DEVICE void backward(const BackwardArguments& args) {
         for (int j = 0; j < Plan::WIDTH / 8; j++)
           store_relaxed(to + j * 32, make_float4(tagged(acc[4 * j], tag), tagged(acc[4 * j + 1], tag),
                                                  tagged(acc[4 * j + 2], tag), tagged(acc[4 * j + 3], tag)));
-        __syncwarp();
-        if (lane == 0) barrier_arrive(stored + 8 * sub);
+        barrier_arrive_warp(stored + 8 * sub, lane);
       }
   } else if (warpgroup == 2) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Plan::FINISH_REGISTERS));
@@ -297,8 +296,7 @@ DEVICE void backward(const BackwardArguments& args) {
         }
         if (I + 1 == Plan::OWN) {
           fence_shared();
-          __syncwarp();
-          if (lane == 0) barrier_arrive(stored + 8 * (Plan::SUBS + S));
+          barrier_arrive_warp(stored + 8 * (Plan::SUBS + S), lane);
         }
         if (NEXT > 0 || t > 0) fetch(NEXT > 0 ? t : t - 1, NEXT / Plan::OWN, NEXT % Plan::OWN);
       });

@@ -103,10 +103,10 @@ DEVICE void forward(const ForwardArguments& args) {
 
   if (thread == 0) {
     ring.init();
-    barrier_init(exchange_full, 9);  // eight warps of this block, and the announcement of the peer's bytes
-    barrier_init(exchange_empty, 4);
+    barrier_init(exchange_full, 8 * WARP_ARRIVALS + 1);  // eight warps of this block, and the announcement of the peer's bytes
+    barrier_init(exchange_empty, 4 * WARP_ARRIVALS);
     barrier_init(exchange_empty + 8, 1);
-    barrier_init(staging_full, 4);
+    barrier_init(staging_full, 4 * WARP_ARRIVALS);
     barrier_init(staging_empty, 1);
     asm volatile("fence.mbarrier_init.release.cluster;");
   }
@@ -190,8 +190,7 @@ DEVICE void forward(const ForwardArguments& args) {
           send(Index<0>{});
           keep(Index<1>{});
         }
-        __syncwarp();
-        if (lane == 0) barrier_arrive(exchange_full);
+        barrier_arrive_warp(exchange_full, lane);
       }
   } else if (warpgroup == 2) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Plan::FINISH_REGISTERS));
@@ -269,8 +268,7 @@ DEVICE void forward(const ForwardArguments& args) {
           h[i] = pack(h_t[0], h_t[1]);
         }
         // The sums have been read: their place is free.
-        __syncwarp();
-        if (lane == 0) barrier_arrive(exchange_empty);
+        barrier_arrive_warp(exchange_empty, lane);
 #pragma unroll
         for (int i = 0; i < OWN; i++)
 #pragma unroll
@@ -280,8 +278,7 @@ DEVICE void forward(const ForwardArguments& args) {
             *reinterpret_cast<uint16_t*>(shared + (staging_at - base) + (column + d) * 64 + at) = (uint16_t)(h[i] >> 16 * d);
           }
         fence_shared();
-        __syncwarp();
-        if (lane == 0) barrier_arrive(staging_full);
+        barrier_arrive_warp(staging_full, lane);
         // Nobody waits for the rest.
         if (args.gates || args.cells_kind != CELLS_NONE) {
 #pragma unroll

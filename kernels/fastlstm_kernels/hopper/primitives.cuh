@@ -133,6 +133,18 @@ DEVICE void barrier_init(uint32_t barrier, int arrivals) {
 DEVICE void barrier_arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// A warp's arrival, after what all its lanes have read and written: one lane's, ordered by __syncwarp. compute-sanitizer's
+// racecheck does not follow that; compiled with EVERY_LANE_ARRIVES, which is slower, each lane speaks for itself.
+#ifdef EVERY_LANE_ARRIVES
+constexpr int WARP_ARRIVALS = 32;
+DEVICE void barrier_arrive_warp(uint32_t barrier, int) { barrier_arrive(barrier); }
+#else
+constexpr int WARP_ARRIVALS = 1;
+DEVICE void barrier_arrive_warp(uint32_t barrier, int lane) {
+  __syncwarp();
+  if (lane == 0) barrier_arrive(barrier);
+}
+#endif
 DEVICE void barrier_arrive_in_cluster(uint32_t barrier) {
   asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
