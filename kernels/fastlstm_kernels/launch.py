@@ -157,8 +157,10 @@ def fuses_inputs(I: int, T: int, H: int, B: int, dtype: torch.dtype, device: tor
     """Whether the forward multiplies dense inputs of I features by itself, before each step waits for the one before.
 
     Else one large product does it for all steps, (T, B, 4H), which many features or sequences keep busy (e), and which
-    the small-batch kernel reads.
+    the small-batch kernel reads. A single step of few features is spared the launch of another product.
     """
+    if T == 1:
+        return I <= 512
     return min(512, H // 2) >= I and B <= 512 and isinstance(tile_of_call(T, H, B, dtype, device), Tile)
 
 
