@@ -299,8 +299,8 @@ def default_table(results: Results, T: int, mode: str = "queued") -> str:
 
 
 def sent_to_us(results: Results) -> str:
-    """Where nn.LSTM is faster in the same dtype than our kernels that the chooser takes; of single steps, how often."""
-    ratios, lost, steps = 0, [], 0
+    """Where nn.LSTM is faster in the same dtype than our kernels that the chooser takes."""
+    ratios, lost = 0, []
     for mode in ("queued", "eager"):
         for T in sorted({size_of(row).T for row in results.rows}):
             for size, case, dtype in itertools.product(results.sizes(T, mode), CASES, DTYPES):
@@ -308,16 +308,13 @@ def sent_to_us(results: Results) -> str:
                 if ratio is None or chosen(size, dtype, case) not in ("hopper", "triton"):
                     continue
                 ratios += 1
-                if ratio < 1 and T == 1:
-                    steps += 1
-                elif ratio < 1:
-                    lost.append(f"{size} {CASES[case]} {dtype} {times(ratio)}")
-    where = [f"at {'; '.join(lost)}"] if lost else []
-    if steps:
-        where.append(f"in {steps} cases of a single step, mostly whole calls in fp16 (below)")
+                if ratio < 1:
+                    whole = ", the whole call," if mode == "eager" else ""
+                    lost.append(f"{size} {CASES[case]}{whole} {dtype} {times(ratio)}")
+    where = f"at {'; '.join(lost)}" if lost else "in none of these"
     return (
         f"Left to itself `fastlstm.LSTM` takes our kernels in {ratios} of the cases measured; in the same dtype "
-        f"nn.LSTM is faster {' and '.join(where) or 'in none of these'}."
+        f"nn.LSTM is faster {where}."
     )
 
 

@@ -93,9 +93,11 @@ def captured(call: Call) -> Call:
     with torch.cuda.graph(graph):
         output = call()
 
+    held = (call, output)  # what the graph reads and writes must not be freed and given to others
+
     def replay() -> object:
         graph.replay()
-        return output  # held, so that the graph's memory is not given to others
+        return held[1]
 
     return replay
 

@@ -105,8 +105,8 @@ def _above(low: int) -> tuple[float, float]:
 
 # One layer, dense inputs, NVIDIA H100, torch 2.11.0 (cuDNN 9.19), triton 3.6.0, microseconds a step at T = 128;
 # bench/results/lstm.csv. One row for each reason, so that a new measurement takes its row away.
-# The Hopper kernels against the Triton kernels. A call of theirs begins later, since they load the weights first: won back
-# after 6 to 33 steps (73 at H=2048 B=512 without gradients), by the times at T = 1 and T = 128.
+# The Hopper kernels against the Triton kernels. A call of theirs begins later, since they load the weights first: won
+# back after 6 to 33 steps (73 at H=2048 B=512 without gradients), by the times at T = 1 and T = 128.
 LONG = _above(32)
 HOPPER_FASTER = (
     MeasuredRow("8.03 against 15.3 at H=2048 B=128", HALF, H=(1536, 2048), B=(1, 256), T=LONG),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import re
 import subprocess
 import sys
 import time
 import types
+import weakref
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -56,6 +58,26 @@ def test_shape_that_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> No
     with pytest.raises(SystemExit):
         lstm.parse(["--device", "cpu", "--shapes", text])
     assert f"expected HxBxT, three positive numbers, got {text!r}" in capsys.readouterr().err
+
+
+@pytest.mark.gpu
+def test_a_replay_keeps_what_its_graph_reads() -> None:
+    class Doubled:
+        def __init__(self) -> None:
+            self.value, self.result = torch.ones(3, device="cuda"), torch.zeros(3, device="cuda")
+
+        def __call__(self) -> None:
+            self.result.copy_(2 * self.value)
+
+    call = Doubled()
+    alive = weakref.ref(call)
+    replay = timing.captured(call)
+    del call
+    gc.collect()
+    replay()
+    left = alive()
+    assert left is not None
+    assert left.result.tolist() == [2.0, 2.0, 2.0]
 
 
 def test_options() -> None:

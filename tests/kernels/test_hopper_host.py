@@ -448,7 +448,10 @@ def test_a_map_is_made_once_for_the_same_memory(driver: Driver) -> None:
     def encode(*given: Any) -> tuple[Any, ...]:
         made.append(given)
         driver.memory.append(ctypes.create_string_buffer(bytes([len(made)] * 128), 128))
-        return Result.SUCCESS, types.SimpleNamespace(getPtr=lambda: ctypes.addressof(driver.memory[-1]))
+        # Seen on an H100: autograd's thread has no context yet when its first call is a backward.
+        return driver.refused() or Result.SUCCESS, types.SimpleNamespace(
+            getPtr=lambda: ctypes.addressof(driver.memory[-1])
+        )
 
     driver.cuTensorMapEncodeTiled = encode
     driver.cuuint64_t = driver.cuuint32_t = int

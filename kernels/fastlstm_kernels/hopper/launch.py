@@ -224,32 +224,33 @@ def tensor_map(tensor: Tensor, sequences: int, columns: int) -> TensorMapBytes:
     written down a column spreads over the banks of shared memory.
     """
     T, B, N = tensor.shape
-    return _encoded_map(tensor.data_ptr(), tensor.dtype, T, B, N, sequences, columns)
+    return _encoded_map(tensor.get_device(), tensor.data_ptr(), tensor.dtype, T, B, N, sequences, columns)
 
 
 # A map depends on nothing else, and a loop's tensors come back to the same addresses.
 @functools.lru_cache(maxsize=256)
 def _encoded_map(
-    address: int, dtype: torch.dtype, T: int, B: int, N: int, sequences: int, columns: int
+    device: int, address: int, dtype: torch.dtype, T: int, B: int, N: int, sequences: int, columns: int
 ) -> TensorMapBytes:
     driver, size = _driver(), dtype.itemsize
     kinds, swizzles = driver.CUtensorMapDataType, driver.CUtensorMapSwizzle
     half = dtype == torch.float16
-    encoded = _checked(
-        driver.cuTensorMapEncodeTiled(
-            kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16 if half else kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-            3,
-            address,
-            [driver.cuuint64_t(n) for n in (N, B, T)],
-            [driver.cuuint64_t(n) for n in (N * size, B * N * size)],
-            [driver.cuuint32_t(n) for n in (columns, sequences, 1)],
-            [driver.cuuint32_t(1)] * 3,
-            driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-            swizzles.CU_TENSOR_MAP_SWIZZLE_128B if columns * size == 128 else swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
-            driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-            driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    with _on(device):
+        encoded = _checked(
+            driver.cuTensorMapEncodeTiled(
+                kinds.CU_TENSOR_MAP_DATA_TYPE_FLOAT16 if half else kinds.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                3,
+                address,
+                [driver.cuuint64_t(n) for n in (N, B, T)],
+                [driver.cuuint64_t(n) for n in (N * size, B * N * size)],
+                [driver.cuuint32_t(n) for n in (columns, sequences, 1)],
+                [driver.cuuint32_t(1)] * 3,
+                driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+                swizzles.CU_TENSOR_MAP_SWIZZLE_128B if columns * size == 128 else swizzles.CU_TENSOR_MAP_SWIZZLE_64B,
+                driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
         )
-    )
     return TensorMapBytes.from_buffer_copy(ctypes.string_at(int(encoded.getPtr()), ctypes.sizeof(TensorMapBytes)))
 
 
