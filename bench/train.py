@@ -1,6 +1,6 @@
 """Bytes a second of whole training: fastlstm's update and the plain loop around torch.nn.LSTM, in one run.
 
-    python bench/train.py --data CORPUS                              # the seed's recipe, B = 256 and 1024, H = 4096
+    python bench/train.py --data CORPUS                              # the study's recipe, B = 256 and 1024, H = 4096
     python bench/train.py --data CORPUS --shapes 2048x128x128 --seconds 60
     python bench/train.py --data CORPUS --backends hopper triton --plain none
     torchrun --nproc-per-node 2 bench/train.py --data CORPUS --shapes 2048x256x128   # fastlstm alone, B over all GPUs

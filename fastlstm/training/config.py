@@ -20,8 +20,8 @@ class ModelConfig:
     """The language model."""
 
     hidden_size: int = 2048
-    init: Initialisation = "glorot"  # "glorot": the seed's; "uniform": torch.nn.LSTM's
-    forget_bias: float = 0.0  # added to the forget gate's bias; 0 as in the seed
+    init: Initialisation = "glorot"  # "glorot": Carvalho's; "uniform": torch.nn.LSTM's
+    forget_bias: float = 0.0  # added to the forget gate's bias; 0 as in Carvalho's study
     seed: int = 0
 
 

@@ -164,7 +164,7 @@ def _kernels(training: Training, count: int) -> list[Kernel]:
     kinds = [torch.profiler.ProfilerActivity.CPU]
     if on_gpu:
         kinds.append(torch.profiler.ProfilerActivity.CUDA)
-    with torch.profiler.profile(activities=kinds) as profiler:
+    with torch.profiler.profile(activities=kinds, acc_events=True) as profiler:
         for _ in range(count):
             training.step()
         if on_gpu:

@@ -1,6 +1,6 @@
 """Text with every byte on the colour of one cell's value, as the reader of a page sees it.
 
-Each byte carries tanh(c), c the cell state after reading the byte (the seed's figures; Radford et al. 2017, figure 4):
+Each byte carries tanh(c), c the cell state after reading the byte (Carvalho's figures; Radford et al. 2017, figure 4):
 -1 is blue, 0 white, +1 red.
 """
 
