@@ -23,6 +23,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from fastlstm.errors import InputError
 from fastlstm_kernels.eager import HAS_ONEDNN
 from fastlstm_kernels.hopper.plans import COMPILED_SIZES, size_refusal
 from fastlstm_kernels.launch import HOPPER
@@ -158,11 +159,11 @@ def _choose(call: Call, backend: str, variable: str | None) -> Choice:
         forced, source = variable or "auto", VARIABLE
     if forced != "auto":
         if forced not in FORCED:
-            raise ValueError(f"{source}: expected 'auto', 'hopper', 'triton', 'cudnn' or 'torch', got {forced!r}")
+            raise InputError(f"{source}: expected 'auto', 'hopper', 'triton', 'cudnn' or 'torch', got {forced!r}")
         refusals = {"hopper": hopper_refusal, "triton": triton_refusal, "cudnn": cudnn_refusal}
         refusal = refusals.get(forced, lambda _: None)(call)
         if refusal is not None:
-            raise ValueError(f"{source}={forced!r} cannot run this call: {refusal}")
+            raise InputError(f"{source}={forced!r} cannot run this call: {refusal}")
         return Choice(forced, f"forced by {source}")
     if call.device != "cuda":
         if call.device == "cpu" and HAS_ONEDNN and call.dtype == torch.float32 and not (call.training or call.resets):

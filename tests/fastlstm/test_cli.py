@@ -92,6 +92,17 @@ def test_overrides_may_follow_options(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "unrecognized arguments: --nonsense=1" in capsys.readouterr().err
 
 
+def test_a_kernel_that_cannot_run_is_a_mistake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTLSTM_BACKEND", raising=False)
+    write_corpus(tmp_path / "corpus", {"train": random_text(20, 40)})
+    small = ["data.batch_size=4", "data.window=16", "run.backend=cudnn", "run.device=cpu"]
+    command = ["train", "demo", *small, "--data", str(tmp_path / "corpus")]
+    assert main([*command, "--out", str(tmp_path / "run"), "--quiet"]) == 2
+    assert "backend='cudnn' cannot run this call" in capsys.readouterr().err
+
+
 def test_eval_names_a_missing_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "corpus", {"train": random_text(20, 40)})
     small = ["model.hidden_size=8", "data.batch_size=4", "data.window=16", "optimizer.steps=2", "run.device=cpu"]
