@@ -125,7 +125,9 @@ def backward_recurrence(weight_hh: Tensor, data: Data, backend: str) -> Call:
     assert out.gates is not None
     assert out.cells is not None
     given = (data.d_output, None, out.gates, out.cells, c0, weight_hh)
-    return lambda: lstm_backward(*given)
+    # Triton's kernel makes h0's gradient on its way; after Hopper's it is a product more, and no recurrence.
+    options = {"h0_wanted": False} if backend == "hopper" else {}
+    return lambda: lstm_backward(*given, **options)
 
 
 def chosen(shape: Shape, dtype: str, case: str) -> str:

@@ -30,8 +30,8 @@ class Inputs(NamedTuple):
 
     - ``values`` (T, B, 4H): the input product of all steps with both biases;
     - with ``ids`` (T, B) uint8, ``values`` (V, 4H): a table of the input product of each id;
-    - with ``weight_ih`` (4H, I), and both biases (4H,) or neither, ``values`` (T, B, I): x itself, which "triton"
-      multiplies step by step, and "hopper" with the gates in its own order; others do not take it.
+    - with ``weight_ih`` (4H, I), and both biases (4H,) or neither, ``values``: x itself. (T, B, I) is multiplied by
+      "triton" step by step, and by "hopper" with the gates in its own order; uint8 ids (T, B) are taken by "hopper".
     """
 
     values: Tensor
@@ -54,7 +54,7 @@ def layer_inputs(
 
     ``fused`` forces x itself, or its product, on dense inputs of "triton" (None: the launch table decides).
     """
-    if x.dim() == 3 and backend == "hopper":
+    if backend == "hopper":
         return Inputs(x, None, weight_ih, bias_ih, bias_hh)
     if x.dim() == 3 and backend == "triton":
         T, B, I = x.shape
@@ -98,6 +98,10 @@ def _run_forward(
     with settled(weight_hh):
         if ids is not None:
             check_ids(ids, inputs.shape[0])
+        elif inputs.dtype == torch.uint8 and weight_ih is not None:
+            if backend != "hopper":
+                raise ValueError(f"inputs: expected features with weight_ih and backend={backend!r}, got uint8 ids")
+            check_ids(inputs, weight_ih.shape[1])
         fused = _fused_forward(backend)
         if fused is not None:
             return _Forward(
@@ -208,8 +212,8 @@ def _lstm_backward(
     h: Tensor,
     cells: Tensor,
     weight_hh: Tensor,
-    h0: Tensor,
-    c0: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
     inputs: Tensor | None,
     ids: Tensor | None,
     resets: Tensor | None,
@@ -218,14 +222,18 @@ def _lstm_backward(
     bias_hh: Tensor | None,
     table_rows: int,
     inputs_wanted: bool,
+    h0_wanted: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of inputs, weight_hh, h0, c0, weight_ih and each bias; the last two are empty without them.
 
     ``gates`` as the forward saved them, or None: then they are computed again, from ``inputs`` and ``h``. ``inputs``
-    are also needed with ``weight_ih``, whose gradient is made here; that of x is empty unless ``inputs_wanted``.
-    ``table_rows`` is V when ``ids`` is given.
+    are also needed with ``weight_ih``, whose gradient is made here; that of x is empty unless ``inputs_wanted``, that
+    of ``h0`` unless ``h0_wanted``. ``table_rows`` is V when ``ids`` is given.
     """
+    first_h = h0
+    if h0 is None or c0 is None:
+        h0, c0 = _zero_state(weight_hh, h.shape[1])
     if backend == "hopper":
         from fastlstm_kernels.hopper import layer, order
     with settled(weight_hh):
@@ -234,12 +242,15 @@ def _lstm_backward(
             if backend in ("hopper", "triton"):
                 from fastlstm_kernels.recompute import recompute_gates
 
+                given = Inputs(inputs, ids, weight_ih, bias_ih, bias_hh)
+                if weight_ih is not None and inputs.dtype == torch.uint8:
+                    given = layer_inputs(inputs, weight_ih, bias_ih, bias_hh, backend="triton")
                 gates = recompute_gates(
-                    *(inputs, weight_hh, h0, h),
-                    ids=ids,
-                    weight_ih=weight_ih,
-                    bias_ih=bias_ih,
-                    bias_hh=bias_hh,
+                    *(given.values, weight_hh, h0, h),
+                    ids=given.ids,
+                    weight_ih=given.weight_ih,
+                    bias_ih=given.bias_ih,
+                    bias_hh=given.bias_hh,
                     resets=resets,
                 )
                 if backend == "hopper":
@@ -252,12 +263,12 @@ def _lstm_backward(
 
             d_gates, dh0, dc0 = lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         elif backend == "hopper":
-            d_gates, dh0, dc0 = layer.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
+            d_gates, dh0, dc0 = layer.lstm_backward(*upstream, dc_n=dc_n, resets=resets, h0_wanted=h0_wanted)
             weight_ih = None if weight_ih is None else order.rows_by_unit(weight_ih)
         else:
             d_gates, dh0, dc0 = eager.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
-        h, h0 = h.to(d_gates.dtype), h0.to(d_gates.dtype)
-        d_weight_hh = gradients.weight_gradient(d_gates, h, h0, resets)
+        h, first_h = h.to(d_gates.dtype), None if first_h is None else first_h.to(d_gates.dtype)
+        d_weight_hh = gradients.weight_gradient(d_gates, h, first_h, resets)
         d_inputs, d_weight_ih, d_bias = d_gates, h.new_empty(0), h.new_empty(0)
         if ids is not None:
             # A table on a GPU: index_add_ adds in whatever order the threads come.
@@ -266,10 +277,14 @@ def _lstm_backward(
         elif weight_ih is not None:
             assert inputs is not None
             rows = d_gates.flatten(0, 1)
+            of_ids = inputs.dtype == torch.uint8
             d_inputs = (rows @ weight_ih).view_as(inputs) if inputs_wanted else h.new_empty(0)
-            d_weight_ih = rows.t() @ inputs.flatten(0, 1)
+            if of_ids:
+                d_weight_ih = gradients.table_weight_gradient(d_gates, inputs, weight_ih.shape[1])
+            else:
+                d_weight_ih = rows.t() @ inputs.flatten(0, 1)
             if bias_ih is not None:
-                d_bias = rows.sum(0)
+                d_bias = d_weight_ih.sum(1) if of_ids else rows.sum(0)
         if backend == "hopper":
             # Its gates are ordered by unit.
             d_weight_hh = order.rows_stacked(d_weight_hh)
@@ -281,7 +296,8 @@ def _lstm_backward(
     # Contiguous whatever the strides of the arguments, as the fake says.
     d_parameters = [tensor.to(weight_hh.dtype) for tensor in (d_inputs, d_weight_hh, d_weight_ih, d_bias)]
     d_inputs, d_weight_hh, d_weight_ih, d_bias = d_parameters
-    return d_inputs, d_weight_hh, dh0.to(weight_hh.dtype).contiguous(), dc0.contiguous(), d_weight_ih, d_bias
+    dh0 = dh0.to(weight_hh.dtype).contiguous() if h0_wanted else weight_hh.new_empty(0)
+    return d_inputs, d_weight_hh, dh0, dc0.contiguous(), d_weight_ih, d_bias
 
 
 @_lstm_backward.register_fake
@@ -293,8 +309,8 @@ def _(
     h: Tensor,
     cells: Tensor,
     weight_hh: Tensor,
-    h0: Tensor,
-    c0: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
     inputs: Tensor | None,
     ids: Tensor | None,
     resets: Tensor | None,
@@ -303,6 +319,7 @@ def _(
     bias_hh: Tensor | None,
     table_rows: int,
     inputs_wanted: bool,
+    h0_wanted: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     T, B, H = h.shape
@@ -312,8 +329,9 @@ def _(
         shape = (T, B, weight_ih.shape[1]) if inputs_wanted else (0,)
         d_weight_ih = weight_hh.new_empty(weight_ih.shape)
         d_bias = d_bias if bias_ih is None else weight_hh.new_empty(4 * H)
-    d_weight_hh, dh0 = weight_hh.new_empty(4 * H, H), weight_hh.new_empty(B, H)
-    return weight_hh.new_empty(shape), d_weight_hh, dh0, c0.new_empty(B, H), d_weight_ih, d_bias
+    d_weight_hh, dh0 = weight_hh.new_empty(4 * H, H), weight_hh.new_empty((B, H) if h0_wanted else (0,))
+    dc0 = weight_hh.new_empty(B, H, dtype=cell_dtype(weight_hh.dtype))
+    return weight_hh.new_empty(shape), d_weight_hh, dh0, dc0, d_weight_ih, d_bias
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -340,12 +358,11 @@ def _backward(
         raise RuntimeError("fastlstm::lstm_forward ran without keeping every c_t, so that it has no backward")
     gates, h, cells, weight_hh, h0, c0, *others = ctx.saved_tensors
     stateful, dense = h0 is not None, others[3] is not None
-    if not stateful:
-        h0, c0 = _zero_state(weight_hh, h.shape[1])
-    given = (dh, dc_n, dc, gates, h, cells, weight_hh, h0, c0, *others, ctx.table_rows, ctx.needs_input_grad[0])
+    wanted = (ctx.needs_input_grad[0], ctx.needs_input_grad[2])
+    given = (dh, dc_n, dc, gates, h, cells, weight_hh, h0, c0, *others, ctx.table_rows, *wanted)
     d_inputs, d_weight_hh, dh0, dc0, d_weight_ih, d_bias = _lstm_backward(*given, ctx.backend)
     of_inputs = (d_inputs if ctx.needs_input_grad[0] else None, d_weight_hh)
-    of_state = (dh0, dc0) if stateful else (None, None)
+    of_state = (dh0 if wanted[1] else None, dc0 if stateful else None)
     biased = dense and others[4] is not None
     of_dense = (d_weight_ih if dense else None, *((d_bias, d_bias) if biased else (None, None)))
     return (*of_inputs, *of_state, None, None, *of_dense, None, None, None, None)

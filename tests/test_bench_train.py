@@ -8,7 +8,7 @@ import pytest
 import torch
 from corpora import random_text, write_corpus
 
-from bench import loops, records, train
+from bench import loops, records, same_loss, train
 from fastlstm.training.config import TrainConfig, resolved
 from fastlstm.training.optimizer import Adam
 
@@ -79,6 +79,24 @@ def test_the_plain_loop_is_the_same_update_as_ours(corpus: Path) -> None:
         assert master.dtype == torch.float32
         assert 0 < (master - old).abs().max() <= 1.01 * config.optimizer.learning_rate
         assert torch.equal(weight, master.half())
+
+
+def test_losses_at_equal_updates_are_the_plain_loops(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "train.csv"
+    small = ["--updates", "20", "--seeds", "0", "1", "--device", "cpu", "--commit", "abc", "--out", str(path)]
+    sizes = ["model.hidden_size=16", "data.batch_size=4", "data.window=8", "data.passes=50"]
+    assert same_loss.main(["--data", str(corpus), *small, *sizes]) == 0
+    ours, plain = records.load(path)
+    assert (ours["contestant"], plain["contestant"], plain["dtype"]) == ("fastlstm", "nn.LSTM", "fp32")
+    assert {(row["case"], row["metric"], row["n"], row["H"]) for row in (ours, plain)} == {
+        ("equal_updates", "loss", "2", "16")
+    }
+    printed = [line.split(": ")[1].split() for line in capsys.readouterr().out.splitlines()]
+    apart, noise = ([float(value) for value in line] for line in printed[-2:])
+    assert len(apart) == 10
+    assert all(a <= n / 10 for a, n in zip(apart, noise, strict=True))
 
 
 def test_options(capsys: pytest.CaptureFixture[str]) -> None:

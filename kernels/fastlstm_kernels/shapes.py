@@ -37,9 +37,9 @@ def check_shapes(
     """Check the arguments of a recurrence against each other and return (T, B, H).
 
     ``inputs`` is (T, B, 4H); or, when ``ids`` (T, B) is given, an input table (V, 4H); or, when ``weight_ih`` (4H, I)
-    is given, x (T, B, I), with ``bias_ih`` and ``bias_hh`` (4H,) or neither. ``weight_hh`` (4H, H); ``h0`` and ``c0``
-    (B, H) or neither; ``resets`` (T, B) bool. Raises ``ValueError`` or ``TypeError`` naming the argument, what came and
-    what was expected.
+    is given, x, (T, B, I) or uint8 (T, B), with ``bias_ih`` and ``bias_hh`` (4H,) or neither. ``weight_hh`` (4H, H);
+    ``h0`` and ``c0`` (B, H) or neither; ``resets`` (T, B) bool. Raises ``ValueError`` or ``TypeError`` naming the
+    argument, what came and what was expected.
     """
     shape, dtype = weight_hh.shape, weight_hh.dtype
     if len(shape) != 2 or shape[0] != 4 * shape[1]:
@@ -54,10 +54,13 @@ def check_shapes(
                 raise ValueError(f"weight_ih: expected shape ({4 * H}, I), got {tuple(weight_ih.shape)}")
             width = weight_ih.shape[1]
             _expect("weight_ih", weight_ih, (4 * H, width), dtype)
-        if inputs.dim() != 3:
-            raise ValueError(f"inputs: expected shape (T, B, {width}), got {tuple(inputs.shape)}")
-        T, B, _ = inputs.shape
-        _expect("inputs", inputs, (T, B, width), dtype)
+        if weight_ih is not None and inputs.dtype == torch.uint8 and inputs.dim() == 2:
+            T, B = inputs.shape
+        else:
+            if inputs.dim() != 3:
+                raise ValueError(f"inputs: expected shape (T, B, {width}), got {tuple(inputs.shape)}")
+            T, B, _ = inputs.shape
+            _expect("inputs", inputs, (T, B, width), dtype)
     else:
         if ids.dim() != 2:
             raise ValueError(f"ids: expected shape (T, B), got {tuple(ids.shape)}")

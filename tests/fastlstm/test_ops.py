@@ -44,7 +44,7 @@ def backward_arguments(case: Case, backend: str, *, recompute: bool = False, str
     dense = (case.weight_ih, case.bias_ih, case.bias_hh)
     rows = 0 if case.ids is None else case.inputs.shape[0]
     given = (dh, case.c0, dc, None if recompute else gates, h, cells, weight_hh, h0, c0, inputs)
-    return (*given, case.ids, case.resets, *dense, rows, True, backend)
+    return (*given, case.ids, case.resets, *dense, rows, True, True, backend)
 
 
 def in_other_strides(tensor: Tensor) -> Tensor:
@@ -251,6 +251,24 @@ def test_few_features_go_into_the_kernel_on_triton_alone() -> None:
     assert layer_inputs(torch.zeros(2, 3, 9), torch.zeros(64, 9), None, None, backend="triton").weight_ih is None
     with pytest.raises(ValueError, match="weight_ih: expected None with backend='torch'"):
         lstm_layer(Inputs(x, None, weight), torch.zeros(64, 16), backend="torch")
+    with pytest.raises(ValueError, match="inputs: expected features with weight_ih and backend='triton'"):
+        lstm_layer(Inputs(torch.zeros(2, 3, dtype=torch.uint8), None, weight), torch.zeros(64, 16), backend="triton")
+
+
+@pytest.mark.parametrize("backend", ["torch", "triton"])
+def test_a_state_without_gradient_or_no_state_changes_no_other_gradient(backend: str) -> None:
+    case = Case(4, 3, 16, torch.float32, resets=0.3)
+    zeros = torch.zeros_like(case.h0), torch.zeros_like(case.c0)
+    found = []
+    for given, of_state in ((zeros, True), (zeros, False), ((), False)):
+        values, weight_hh, *state = (t.clone().requires_grad_() for t in (case.inputs, case.weight_hh, *given))
+        state = [part if of_state else part.detach() for part in state]
+        h, (_, c_n), _ = lstm_layer(Inputs(values), weight_hh, *state, resets=case.resets, backend=backend)
+        loss = (h * case.dh).sum() + c_n.sum()
+        found.append(torch.autograd.grad(loss, [values, weight_hh]))
+    for other in found[1:]:
+        for expected, got in zip(found[0], other, strict=True):
+            assert torch.equal(expected, got)
 
 
 @pytest.mark.parametrize(

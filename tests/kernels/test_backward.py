@@ -8,7 +8,7 @@ import torch
 from fastlstm_kernels import reference
 from fastlstm_kernels.backward import lstm_backward
 from fastlstm_kernels.forward import lstm_forward
-from fastlstm_kernels.gradients import table_gradient, weight_gradient
+from fastlstm_kernels.gradients import table_gradient, table_weight_gradient, weight_gradient
 from fastlstm_kernels.launch import Tile, backward_tile, forward_tile, input_block
 from fastlstm_kernels.recompute import recompute_gates
 from recurrences import DEVICE, DTYPES, Case, poisoned_memory
@@ -141,9 +141,10 @@ def test_recomputed_gates_are_the_saved_ones(rows: int, features: int, dtype: to
 def test_weight_gradient_is_right(T: int, resets: float, dtype: torch.dtype) -> None:
     case = Case(T, 6, 20, dtype, resets=resets)
     d_gates, h = torch.randn(T, 6, 80, device=DEVICE).to(dtype), torch.randn(T, 6, 20, device=DEVICE).to(dtype)
-    truth = reference.weight_gradient(d_gates.double(), h.double(), case.h0.double(), case.resets)
-    naive = reference.weight_gradient(d_gates, h, case.h0, case.resets)
-    assert_as_good_as("weight", weight_gradient(d_gates, h, case.h0, case.resets), naive, truth)
+    for h0, given in ((case.h0, case.h0), (torch.zeros_like(case.h0), None)):
+        truth = reference.weight_gradient(d_gates.double(), h.double(), h0.double(), case.resets)
+        naive = reference.weight_gradient(d_gates, h, h0, case.resets)
+        assert_as_good_as("weight", weight_gradient(d_gates, h, given, case.resets), naive, truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -152,7 +153,9 @@ def test_table_gradient_is_right(rows: int, dtype: torch.dtype) -> None:
     ids = torch.randint(0, rows, (7, 5), dtype=torch.uint8, device=DEVICE)
     d_gates = torch.randn(7, 5, 80, device=DEVICE).to(dtype)
     truth = reference.table_gradient(d_gates.double(), ids, rows)
-    assert_as_good_as("table", table_gradient(d_gates, ids, rows), reference.table_gradient(d_gates, ids, rows), truth)
+    naive = reference.table_gradient(d_gates, ids, rows)
+    assert_as_good_as("table", table_gradient(d_gates, ids, rows), naive, truth)
+    assert_as_good_as("weight_ih", table_weight_gradient(d_gates, ids, rows), naive.t(), truth.t())
 
 
 @pytest.mark.gpu

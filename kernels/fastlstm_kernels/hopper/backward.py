@@ -54,9 +54,10 @@ def lstm_backward(
     kernel = launch.kernel("backward", plan.kernel, H, weight_hh.dtype, device.index)
     tiles = launch.tensor_map(d_gates.view(T, B, 4 * H), plan.width, 64)
     groups = max(one.groups for one in launches)
-    partials = torch.zeros(2 * groups * plan.columns * H * SLICES, dtype=torch.float32, device=device)
     flags_each = plan.subs * (H // 128 + SLICES) * FLAG_STRIDE
-    flags = torch.zeros(sum(one.groups for one in launches) * flags_each, dtype=torch.int32, device=device)
+    sizes = (2 * groups * plan.columns * H * SLICES, sum(one.groups for one in launches) * flags_each)
+    zeros = torch.zeros(sum(sizes), dtype=torch.int32, device=device)  # one fill for both
+    partials, flags = zeros[: sizes[0]], zeros[sizes[0] :]
     groups_before = 0
     for one in launches:
         if groups_before:

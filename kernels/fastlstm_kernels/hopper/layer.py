@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fastlstm_kernels.hopper import backward, forward
-from fastlstm_kernels.hopper.order import columns_by_unit, rows_by_unit
+from fastlstm_kernels.hopper.order import columns_by_unit, columns_stacked, rows_by_unit
 from fastlstm_kernels.shapes import check_shapes
 
 
@@ -27,7 +27,7 @@ class LayerForward(NamedTuple):
 
 
 class LayerBackward(NamedTuple):
-    """d_gates (T, B, 4H) by unit; dh0 and dc0 (B, H)."""
+    """d_gates (T, B, 4H) by unit; dh0 (empty if it was not wanted) and dc0 (B, H)."""
 
     d_gates: Tensor
     dh0: Tensor
@@ -56,16 +56,16 @@ def lstm_forward(
     units: Tensor | None = None,
 ) -> LayerForward:
     """Run one layer over T steps; arguments and errors as of ``fastlstm_kernels.forward.lstm_forward``."""
-    H = check_shapes(inputs, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh).H
+    check_shapes(inputs, ids, weight_hh, h0, c0, resets, weight_ih, bias_ih, bias_hh)
     weight_hh = aligned(weight_hh)
-    if weight_ih is not None:
+    product: Tensor | forward.Table
+    if weight_ih is None:
+        product = columns_by_unit(inputs)
+    elif inputs.dtype == torch.uint8:
+        ids, product = inputs, forward.Table(weight_ih, bias_ih, bias_hh)
+    else:
         bias = None if bias_ih is None or bias_hh is None else rows_by_unit(bias_ih + bias_hh)
         product = F.linear(inputs, rows_by_unit(weight_ih), bias)
-    else:
-        product = columns_by_unit(inputs)
-    B = (inputs if ids is None else ids).shape[1]
-    h0 = weight_hh.new_zeros(B, H) if h0 is None else h0
-    c0 = weight_hh.new_zeros(B, H, dtype=torch.float32) if c0 is None else c0
     direct = cells_dtype if cells_dtype in forward.CELLS_KIND else torch.float32
     out = forward.lstm_forward(
         product, weight_hh, h0, c0, ids=ids, resets=resets, save_gates=save_gates, cells_dtype=direct
@@ -86,10 +86,14 @@ def lstm_backward(
     *,
     dc_n: Tensor | None = None,
     resets: Tensor | None = None,
+    h0_wanted: bool = True,
 ) -> LayerBackward:
     """Gradients of the recurrence; arguments as in ``fastlstm_kernels.backward.lstm_backward``, ``gates`` by unit."""
     d_gates, dc0 = backward.lstm_backward(dh, dc, dc_n, gates, cells, c0, aligned(weight_hh), resets=resets)
-    dh0 = d_gates[0].transpose(1, 2).flatten(1) @ weight_hh
+    d_gates = d_gates.flatten(2)
+    if not h0_wanted:
+        return LayerBackward(d_gates, weight_hh.new_empty(0), dc0)
+    dh0 = columns_stacked(d_gates[0]) @ weight_hh
     if resets is not None:
         dh0 = dh0.masked_fill(resets[0].unsqueeze(1), 0)
-    return LayerBackward(d_gates.flatten(2), dh0, dc0)
+    return LayerBackward(d_gates, dh0, dc0)
