@@ -25,6 +25,7 @@ GATE_STEPS = 5
 AUTO = "auto"
 CASES = ("forward_infer", "forward_cells", "forward_train", "forward_backward")
 RECURRENCE = "backward_recurrence"
+RECOMPUTED = "forward_backward_recompute"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -93,9 +94,12 @@ def ours(
     *,
     backend: str,
     ids: bool = False,
-    recurrence: bool = False,
+    parts: bool = False,
 ) -> Contestant:
-    """``fastlstm.LSTM`` with a backend forced, or with AUTO what it runs by itself; ``recurrence``: that case too."""
+    """``fastlstm.LSTM`` with a backend forced, or with AUTO what it runs by itself.
+
+    ``parts``: also what the backward costs where gates are computed again, and of dense inputs its recurrence alone.
+    """
     lstm = fastlstm.LSTM(INPUT_SIZE, shape.H, device=device, dtype=DTYPES[dtype], backend=backend)
     x = data.ids if ids else data.dense
     wanted = [*lstm.parameters()] if ids else [x, *lstm.parameters()]
@@ -106,7 +110,11 @@ def ours(
         "forward_train": lambda: lstm(x, hx),
         "forward_backward": lambda: torch.autograd.grad(lstm(x, hx)[0], wanted, data.d_output),
     }
-    if recurrence:
+    if parts:
+        frugal = fastlstm.LSTM(INPUT_SIZE, shape.H, device=device, dtype=DTYPES[dtype], backend=backend, recompute=True)
+        weights = [*frugal.parameters()] if ids else [x, *frugal.parameters()]
+        calls[RECOMPUTED] = lambda: torch.autograd.grad(frugal(x, hx)[0], weights, data.d_output)
+    if parts and not ids:
         calls[RECURRENCE] = backward_recurrence(lstm.weight_hh_l0.detach(), data, backend)
     return Contestant(f"fastlstm-{backend}", dtype, "ids" if ids else "dense", __version__, calls)
 

@@ -36,6 +36,7 @@ from bench.contestants import (  # noqa: E402
     AUTO,
     CASES,
     DTYPES,
+    RECOMPUTED,
     RECURRENCE,
     Contestant,
     Data,
@@ -55,6 +56,7 @@ BATCH_SIZES = (128, 512, 16, 1, 64, 2048)
 STEPS = (128, 1, 512)
 BARS = ((2048, 128), (1024, 128), (2048, 512), (4096, 128))
 SMALL = (1, 16)
+EVERY_CASE = (*CASES, RECOMPUTED, RECURRENCE)
 WHOLE = ((2048, 128), (1024, 128))  # timed as whole calls and without the products around the recurrence too
 CUDNN_PERSISTENT = (32, 1024)  # B and H
 BAR_SHARE = 4  # how many times longer a size with a bar is timed
@@ -72,7 +74,7 @@ def has_bar(shape: Shape) -> bool:
 
 
 def is_whole(shape: Shape) -> bool:
-    """Whether whole calls of many steps are timed, eager and as CUDA graphs, and the backward recurrence alone."""
+    """Whether whole calls of many steps are timed, eager and as CUDA graphs, and parts of the backward alone."""
     return shape.T > 1 and (shape.H, shape.B) in WHOLE
 
 
@@ -123,7 +125,9 @@ def layers(options: argparse.Namespace, shape: Shape) -> list[Layer]:
     persistent = CUDNN_PERSISTENT[0] >= shape.B and CUDNN_PERSISTENT[1] >= shape.H
     dtypes = options.dtypes or (["bf16", "fp16"] if persistent or has_bar(shape) or shape.T == 1 else ["bf16"])
     every = itertools.starmap(Layer, itertools.product(dtypes, options.inputs, options.backends))
-    return [one for one in every if one.backend != "hopper" or (one.dtype == "bf16" and shape.H in COMPILED_SIZES)]
+    either = has_bar(shape)
+    compiled = shape.H in COMPILED_SIZES
+    return [one for one in every if one.backend != "hopper" or (compiled and (either or one.dtype == "bf16"))]
 
 
 def by_kernel(auto: Contestant, shape: Shape, timed: Collection[str]) -> Iterator[Contestant]:
@@ -145,7 +149,7 @@ def entrants(options: argparse.Namespace, shape: Shape, ways: Sequence[Layer]) -
             *(shape, way.dtype, options.device, data[way.dtype]),
             backend=way.backend,
             ids=way.kind == "ids",
-            recurrence=options.device == "cuda" and is_whole(shape) and way.kind == "dense",
+            parts=options.device == "cuda" and is_whole(shape),
         )
         for way in ways
     ]
@@ -266,7 +270,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", type=parse_shape, metavar="HxBxT", help="default: the whole grid")
     parser.add_argument("--steps", nargs="+", type=int, metavar="T", help="of the shapes, these T only")
-    parser.add_argument("--cases", nargs="+", choices=(*CASES, RECURRENCE), default=(*CASES, RECURRENCE))
+    parser.add_argument("--cases", nargs="+", choices=EVERY_CASE, default=EVERY_CASE)
     parser.add_argument("--inputs", nargs="+", choices=("dense", "ids"), default=("dense", "ids"), help="of our layer")
     parser.add_argument(
         "--dtypes",
