@@ -1,7 +1,8 @@
 """Adam with a clipped gradient, on the device without waiting for it: float32 weights and moments, any gradient dtype.
 
-AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it, through the same fused operator; the rate, the norm
-and the scale of the loss are tensors, so that an update can be captured in a CUDA graph.
+AdamW (Loshchilov & Hutter 2019) as torch.optim.AdamW computes it: on a GPU by `fastlstm_kernels.adam`, else through
+the same fused operator. The rate, the norm and the scale of the loss are tensors, so that an update can be captured in
+a CUDA graph.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from fastlstm.backends import HAS_TRITON
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 NORM_EPSILON = 1e-6  # torch.nn.utils.clip_grad_norm_'s
@@ -42,7 +45,6 @@ class Adam:
         self.steps = torch.zeros((), device=device)  # updates made
         self.scale = torch.full((), FIRST_SCALE if scaled else 1.0, device=device)
         self.good_updates = torch.zeros((), dtype=torch.int32, device=device)
-        self._wide = None if copies is None else [torch.empty_like(weight) for weight in weights]
         self._clip = clip
         self._weight_decay = weight_decay
         self._scaled = scaled
@@ -85,10 +87,23 @@ class Adam:
 
         Returns the norm of the gradient before clipping and whether the update was left out, both () float32.
         """
-        wide = list(gradients)
-        if self._wide is not None and any(gradient.dtype != torch.float32 for gradient in gradients):
-            torch._foreach_copy_(self._wide, wide)
-            wide = self._wide
+        if self.steps.is_cuda and HAS_TRITON:
+            norm, left_out = self._update_in_kernels(gradients, rate)
+        else:
+            norm, left_out = self._update_in_operators(gradients, rate)
+        if self._scaled:
+            torch._amp_update_scale_(self.scale, self.good_updates, left_out, GROWTH, BACKOFF, GROWTH_INTERVAL)
+        return norm, left_out
+
+    def _update_in_kernels(self, gradients: Sequence[Tensor], rate: Tensor) -> tuple[Tensor, Tensor]:
+        from fastlstm_kernels.adam import Numbers, adam_
+
+        constants = Numbers(self._clip, self._weight_decay, BETAS, EPSILON, NORM_EPSILON)
+        state = (self.weights, self.copies, self.first, self.second)
+        return adam_(*state, gradients, rate=rate, scale=self.scale, steps=self.steps, constants=constants)
+
+    def _update_in_operators(self, gradients: Sequence[Tensor], rate: Tensor) -> tuple[Tensor, Tensor]:
+        wide = [gradient.float() for gradient in gradients]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(wide)))
         left_out = torch.zeros_like(norm)
         if self._scaled:
@@ -97,9 +112,7 @@ class Adam:
         coefficient = (self._clip / (norm + NORM_EPSILON)).clamp(max=1.0)
         if self._scaled:
             coefficient = coefficient / self.scale
-        on_gpu = norm.is_cuda
-        if not on_gpu:
-            torch._foreach_mul_(wide, coefficient)  # as torch.nn.utils.clip_grad_norm_, to the same bits
+        torch._foreach_mul_(wide, coefficient)  # as torch.nn.utils.clip_grad_norm_, to the same bits
         self.steps += 1 - left_out
         torch._fused_adamw_(
             self.weights,
@@ -108,18 +121,15 @@ class Adam:
             self.second,
             [],
             [self.steps] * len(wide),
-            lr=rate.float() if on_gpu else rate,
+            lr=rate.float() if rate.is_cuda else rate,
             beta1=BETAS[0],
             beta2=BETAS[1],
             weight_decay=self._weight_decay,
             eps=EPSILON,
             amsgrad=False,
             maximize=False,
-            # Divided by while they are read, so that clipping has no pass of its own over the memory.
-            grad_scale=coefficient.reciprocal() if on_gpu else None,
+            grad_scale=None,
             found_inf=left_out if self._scaled else None,
         )
-        if self._scaled:
-            torch._amp_update_scale_(self.scale, self.good_updates, left_out, GROWTH, BACKOFF, GROWTH_INTERVAL)
         self.renew_copies()
         return torch.where(left_out > 0, 0.0, norm) if self._scaled else norm, left_out

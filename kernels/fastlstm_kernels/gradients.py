@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import torch
 from torch import Tensor
 
-from fastlstm_kernels.reference import shifted
+from fastlstm_kernels import reference
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tensor | None = None) -> Tensor:
@@ -15,6 +19,10 @@ def weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tenso
     """
     if resets is not None:
         h0 = torch.zeros_like(h[0]) if h0 is None else h0
+        if d_gates.is_cuda and HAS_TRITON:
+            from fastlstm_kernels.shift import shifted
+        else:
+            shifted = reference.shifted
         return d_gates.flatten(0, 1).t() @ shifted(h, h0, resets).flatten(0, 1)
     if h0 is None:
         return d_gates[1:].flatten(0, 1).t() @ h[:-1].flatten(0, 1)

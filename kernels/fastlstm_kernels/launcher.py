@@ -48,7 +48,7 @@ def launch(
     ``options`` are Triton's (``num_warps`` ...).
     """
     device = torch.cuda.current_device() if torch.cuda.is_initialized() else -1  # type: ignore[no-untyped-call]
-    usual, bits = max(integers) < INT32, 0
+    usual, bits = max(integers, default=0) < INT32, 0
     addresses: list[int | None] = []
     dtypes: list[torch.dtype | None] = []
     for tensor in tensors:
