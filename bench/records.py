@@ -92,9 +92,10 @@ def processor() -> str:
 def machine(device: str, commit: str | None) -> dict[str, str]:
     """Columns that are the same for every row of a run; ``commit`` None asks git."""
     on_gpu = device == "cuda"
+    drivers = _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else ""
     return {
         "gpu": torch.cuda.get_device_name() if on_gpu else processor(),
-        "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if on_gpu else "",
+        "driver": drivers.partition("\n")[0],  # a line for each GPU
         "torch": torch.__version__,
         "triton": triton.__version__,
         "commit": _said("git", "rev-parse", "--short", "HEAD") if commit is None else commit,
