@@ -386,12 +386,12 @@ def section(rows: Iterable[Row]) -> str:
     return "\n\n".join(parts + [details(summary, text) for summary, text in folded if text])
 
 
-def insert(readme: str, text: str) -> str:
+def insert(readme: str, text: str, begin: str = BEGIN) -> str:
     """README with ``text`` between its markers; ValueError if it has not exactly one pair of them."""
-    pattern = re.compile(rf"^{re.escape(BEGIN)}$.*?^{re.escape(END)}$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(rf"^{re.escape(begin)}$.*?^{re.escape(END)}$", re.MULTILINE | re.DOTALL)
     if len(pattern.findall(readme)) != 1:
-        raise ValueError(f"README.md: expected the lines {BEGIN} and {END} once, in this order")
-    return pattern.sub(lambda _: f"{BEGIN}\n\n{text}\n\n{END}", readme)
+        raise ValueError(f"README.md: expected the lines {begin} and {END} once, in this order")
+    return pattern.sub(lambda _: f"{begin}\n\n{text}\n\n{END}", readme)
 
 
 def points(results: Results) -> dict[str, dict[int, list[tuple[int, float]]]]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from corpora import random_text, write_corpus
 
-from bench import loops, records, same_loss, train
+from bench import loops, records, same_loss, tables, train, train_table
 from fastlstm.training.config import TrainConfig, resolved
 from fastlstm.training.optimizer import Adam
 
@@ -111,7 +111,27 @@ def test_options(capsys: pytest.CaptureFixture[str]) -> None:
 def test_kept_results_are_what_the_code_reads() -> None:
     for row in records.load(records.RESULTS / "train.csv"):
         assert row["suite"] == "train"
-        assert row["case"] in train.CASES
+        assert row["case"] in {*train.CASES, "equal_updates", "470_seconds_imdb", "470_seconds_amazon", "largest"}
         assert row["contestant"] in {"fastlstm", "nn.LSTM"}
-        assert (row["metric"], row["unit"]) in {("throughput", "bytes/s"), ("peak_memory", "MiB")}
+        units = {("throughput", "bytes/s"), ("peak_memory", "MiB"), ("loss", "bits/byte")}
+        assert (row["metric"], row["unit"]) in units
         assert float(row["median"]) > 0
+
+
+def test_readme_says_what_the_results_say() -> None:
+    readme = (train_table.ROOT / "README.md").read_text(encoding="utf-8")
+    text = train_table.section(records.load(records.RESULTS / "train.csv"))
+    assert tables.insert(readme, text, begin=train_table.BEGIN) == readme, "run: python bench/train_table.py --write"
+
+
+def test_a_table_says_where_we_lose(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = {"suite": "train", "case": "loader", "H": 8, "B": 4, "T": 2, "metric": "throughput", "unit": "bytes/s"}
+    about = {"gpu": "G", "driver": "1", "torch": "2", "commit": "abc"}
+    rates = {("fastlstm", "bf16", "0.1 hopper"): 2e6, ("nn.LSTM", "bf16", "cuDNN 9"): 4e6}
+    rows = [
+        records.complete(size | about | {"contestant": who, "dtype": dtype, "version": version, "median": rate})
+        for (who, dtype, version), rate in rates.items()
+    ]
+    assert "| 8 | 4 | 2 | 1 | hopper | 2.00 | - | 4.00 | **0.50×** | - |" in train_table.section(rows)
+    assert train_table.main(["--results", str(tmp_path / "absent.csv")]) == 2
+    assert "found none" in capsys.readouterr().err
