@@ -106,7 +106,8 @@ class LSTM(nn.Module):
         """On a GPU, move the parameters' values into one block, which cuDNN would else copy them into on every call.
 
         Done at construction and when the module moves or changes its dtype, as by torch.nn.LSTM, and in bfloat16 too.
-        Nothing happens elsewhere, or where parameters differ in device or dtype, or share memory.
+        Nothing happens elsewhere, where parameters differ in device or dtype or share memory, or where they are 2^31
+        numbers or more, which torch's routine cannot count.
         """
         weights = self.weights()
         first = weights[0]
@@ -117,6 +118,8 @@ class LSTM(nn.Module):
         if any(type(weight) is not nn.Parameter for weight in weights):
             return
         if len({weight.data_ptr() for weight in weights}) < len(weights):
+            return
+        if sum(weight.numel() for weight in weights) >= 2**31:
             return
         with torch.cuda.device(first.device), torch.no_grad():
             torch._cudnn_rnn_flatten_weight(

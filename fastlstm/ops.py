@@ -268,7 +268,11 @@ def _lstm_backward(
         else:
             d_gates, dh0, dc0 = eager.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         h, first_h = h.to(d_gates.dtype), None if first_h is None else first_h.to(d_gates.dtype)
-        d_weight_hh = gradients.weight_gradient(d_gates, h, first_h, resets)
+        history = layer.history(h) if backend == "hopper" and resets is None and first_h is not None else None
+        if history is not None:
+            d_weight_hh = d_gates.flatten(0, 1).t() @ history.flatten(0, 1)
+        else:
+            d_weight_hh = gradients.weight_gradient(d_gates, h, first_h, resets)
         d_inputs, d_weight_ih, d_bias = d_gates, h.new_empty(0), h.new_empty(0)
         if ids is not None:
             # A table on a GPU: index_add_ adds in whatever order the threads come.

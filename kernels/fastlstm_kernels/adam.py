@@ -62,7 +62,7 @@ def numbers_kernel(
         at = begin + tl.arange(0, BLOCK)
         total += tl.load(partials + at, mask=at < COUNT, other=0)
     scaled = tl.load(scale)
-    length = tl.sqrt(tl.sum(total, 0)) / scaled
+    length = tl.div_rn(tl.sqrt_rn(tl.sum(total, 0)), scaled)
     finite = length < float("inf")  # neither infinite nor NaN
     tl.store(norm, tl.where(finite, length, 0.0))
     tl.store(left_out, tl.where(finite, 0.0, 1.0))
@@ -70,7 +70,7 @@ def numbers_kernel(
     tl.store(steps, updates)
     updates = tl.maximum(updates, 1.0).to(tl.float64)
     step = tl.load(rate)
-    tl.store(numbers, tl.minimum(CLIP / (length + NORM_EPSILON), 1.0) / scaled)
+    tl.store(numbers, tl.div_rn(tl.minimum(tl.div_rn(CLIP, length + NORM_EPSILON), 1.0), scaled))
     tl.store(numbers + 1, (1.0 - step * WEIGHT_DECAY).to(tl.float32))
     tl.store(numbers + 2, (step / (1.0 - tl.exp(updates * LOG_BETA1))).to(tl.float32))
     tl.store(numbers + 3, (1.0 / tl.sqrt(1.0 - tl.exp(updates * LOG_BETA2))).to(tl.float32))
@@ -101,7 +101,7 @@ def adam_kernel(
     v = tl.load(second + at, mask=live, other=0)
     m += (1 - BETA1) * (g - m)
     v = BETA2 * v + (1 - BETA2) * g * g
-    w -= tl.load(numbers + 2) * m / (tl.sqrt(v) * tl.load(numbers + 3) + EPSILON)
+    w -= tl.load(numbers + 2) * tl.div_rn(m, tl.sqrt_rn(v) * tl.load(numbers + 3) + EPSILON)
     if kept:
         tl.store(weight + at, w, mask=live)
         tl.store(first + at, m, mask=live)
