@@ -218,6 +218,30 @@ def test_a_backward_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyP
         assert_as_good_as(name, gradient, Update(World()).gradients()[name], truth[name])
 
 
+def test_every_backward_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    twin, weight, head = Twin(), torch.ones(2, 3), torch.ones(4, requires_grad=True)
+    monkeypatch.setattr("torch.distributed.all_reduce", twin.all_reduce)
+    sums = GradientSum([weight, head], torch.float32, World(0, 2), head=head)
+
+    def fail() -> None:
+        with sums.beside_products():
+            torch.autograd.grad(head.sum(), head)
+            raise RuntimeError("out of memory")
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fail()
+    of_weight, of_head = torch.rand(2, 3), torch.rand(4)
+    expected = 2 * of_weight, 2 * of_head
+    with sums.beside_products():
+        sums.start(weight, of_weight)
+        sums.wait()
+    assert twin.summed == [of_weight], "nothing of the backward that failed"
+    assert all(map(torch.equal, sums([of_weight, of_head]), expected))
+    with sums.beside_products():
+        pass
+    assert all(map(torch.equal, sums([of_weight, of_head]), (2 * expected[0], expected[1]))), "nothing was begun"
+
+
 @pytest.mark.parametrize("given", ["h0", "no h0", "resets", "one step"])
 def test_a_part_is_handed_over_before_the_next_is_multiplied(given: str) -> None:
     T, B, H = (1 if given == "one step" else 5), 3, 6
