@@ -264,15 +264,9 @@ def _lstm_backward(
             d_gates, dh0, dc0 = lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         elif backend == "hopper":
             d_gates, dh0, dc0 = layer.lstm_backward(*upstream, dc_n=dc_n, resets=resets, h0_wanted=h0_wanted)
-            weight_ih = None if weight_ih is None else order.rows_by_unit(weight_ih)
         else:
             d_gates, dh0, dc0 = eager.lstm_backward(*upstream, dc_n=dc_n, resets=resets)
         h, first_h = h.to(d_gates.dtype), None if first_h is None else first_h.to(d_gates.dtype)
-        history = layer.history(h) if backend == "hopper" and resets is None and first_h is not None else None
-        if history is not None:
-            d_weight_hh = d_gates.flatten(0, 1).t() @ history.flatten(0, 1)
-        else:
-            d_weight_hh = gradients.weight_gradient(d_gates, h, first_h, resets)
         d_inputs, d_weight_ih, d_bias = d_gates, h.new_empty(0), h.new_empty(0)
         if ids is not None:
             # A table on a GPU: index_add_ adds in whatever order the threads come.
@@ -282,13 +276,27 @@ def _lstm_backward(
             assert inputs is not None
             rows = d_gates.flatten(0, 1)
             of_ids = inputs.dtype == torch.uint8
-            d_inputs = (rows @ weight_ih).view_as(inputs) if inputs_wanted else h.new_empty(0)
+            d_inputs = h.new_empty(0)
+            if inputs_wanted:
+                ordered = order.rows_by_unit(weight_ih) if backend == "hopper" else weight_ih
+                d_inputs = (rows @ ordered).view_as(inputs)
             if of_ids:
                 d_weight_ih = gradients.table_weight_gradient(d_gates, inputs, weight_ih.shape[1])
             else:
                 d_weight_ih = rows.t() @ inputs.flatten(0, 1)
             if bias_ih is not None:
                 d_bias = d_weight_ih.sum(1) if of_ids else rows.sum(0)
+        exchange = gradients.current_exchange()
+        before = layer.history(h) if backend == "hopper" and resets is None and first_h is not None else None
+        factors = gradients.weight_factors(d_gates, h, first_h, resets, before=before)
+        if exchange is None:
+            d_weight_hh = gradients.weight_gradient(factors)
+        else:
+            if weight_ih is not None:
+                exchange.start(weight_ih, d_weight_ih)
+            finished = functools.partial(exchange.start, weight_hh)
+            d_weight_hh = gradients.weight_gradient(factors, finished)
+            exchange.wait()
         if backend == "hopper":
             # Its gates are ordered by unit.
             d_weight_hh = order.rows_stacked(d_weight_hh)

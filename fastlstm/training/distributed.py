@@ -1,8 +1,9 @@
 """Several processes, one for each GPU, as ``torchrun`` starts them: who reads which streams, and sums over all.
 
-Every process holds the whole model and the same number of the batch's streams. Gradients are summed over the processes
-in one all-reduce, so that an update is that of one process with the whole batch; NCCL carries it between GPUs (also
-inside a captured step), gloo between CPUs. Process 0 writes the run folder; on several nodes all must see it.
+Every process holds the whole model and the same number of the batch's streams. Gradients are summed over the processes,
+so that an update is that of one process with the whole batch; NCCL carries them between GPUs (also inside a captured
+step), gloo between CPUs. The product of weight_hh's gradient, the last of the backward, is made in parts, and what is
+finished is summed while the next part is multiplied. Process 0 writes the run folder; on several nodes all must see it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastlstm.errors import InputError
+from fastlstm_kernels.gradients import exchanged
 
 ALIGNMENT = 64  # elements: parts of the summed block begin at addresses that wide loads can have
 
@@ -74,24 +76,78 @@ ALONE = World()
 
 
 class GradientSum:
-    """Gradients of ``weights`` summed over the processes: copied to one block in ``dtype``, one all-reduce."""
+    """Gradients of ``weights`` summed over the processes in ``dtype``.
 
-    def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype, world: World) -> None:
+    Where that is the dtype of the gradients, those of the layer's matrices and that of ``head`` are summed in place
+    during the backward (``beside_products``). The others are copied to one block for one all-reduce after it; so is
+    every gradient when the sum is made in another dtype, or the layer's backward is none of fastlstm's.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], dtype: torch.dtype, world: World, *, head: Tensor) -> None:
         self._world = world
-        if world.size == 1:
+        self._dtype = dtype
+        self._head = head
+        self._place = {weight.data_ptr(): place for place, weight in enumerate(weights)}
+        self._in_place = world.size > 1 and all(weight.dtype == dtype for weight in weights)
+        self._ready: list[Tensor] = []
+        self._works: list[dist.Work] = []
+        self._summed: set[int] = set()
+
+    @contextmanager
+    def beside_products(self) -> Iterator[None]:
+        """A backward within begins the sums of its large gradients."""
+        self._summed.clear()
+        if not self._in_place:
+            yield
             return
-        sizes = [-(-weight.numel() // ALIGNMENT) * ALIGNMENT for weight in weights]
-        self._block = torch.zeros(sum(sizes), dtype=dtype, device=weights[0].device)
-        pairs = zip(torch.split(self._block, sizes), weights, strict=True)
-        self._parts = [part[: weight.numel()].view_as(weight) for part, weight in pairs]
+        hook = None
+        if self._head.requires_grad:
+            hook = self._head.register_hook(self._keep)  # type: ignore[no-untyped-call]
+        try:
+            with exchanged(self):
+                yield
+        finally:
+            if hook is not None:
+                hook.remove()
+            self._ready.clear()
+            self._works.clear()
+
+    def _keep(self, gradient: Tensor) -> Tensor:
+        # Not summed yet: beside the recurrence, whose blocks wait for each other, both could wait for multiprocessors.
+        self._ready.append(gradient.contiguous())
+        return self._ready[-1]
+
+    def start(self, weight: Tensor, rows: Tensor) -> None:
+        place = self._place.get(weight.data_ptr())
+        if place is None or rows.dtype != self._dtype:
+            return
+        if self._ready:
+            self.start(self._head, self._ready.pop())
+        self._summed.add(place)
+        work = dist.all_reduce(rows, async_op=True)
+        assert work is not None
+        self._works.append(work)
+
+    def wait(self) -> None:
+        for work in self._works:
+            work.wait()
+        self._works.clear()
 
     def __call__(self, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The sums, which the next call overwrites; alone, ``gradients`` themselves."""
+        """The sums of the last backward's ``gradients``, contiguous; alone, ``gradients`` themselves."""
         if self._world.size == 1:
             return gradients
-        torch._foreach_copy_(self._parts, list(gradients))
-        self._world.sum_(self._block)
-        return self._parts
+        rest = {place: gradient for place, gradient in enumerate(gradients) if place not in self._summed}
+        if not rest:
+            return gradients
+        sizes = [-(-gradient.numel() // ALIGNMENT) * ALIGNMENT for gradient in rest.values()]
+        block = gradients[0].new_empty(sum(sizes), dtype=self._dtype)
+        pairs = zip(torch.split(block, sizes), rest.values(), strict=True)
+        parts = [part[: gradient.numel()].view_as(gradient) for part, gradient in pairs]
+        torch._foreach_copy_(parts, list(rest.values()))
+        self._world.sum_(block)
+        sums = dict(zip(rest, parts, strict=True))
+        return [sums.get(place, gradient) for place, gradient in enumerate(gradients)]
 
 
 @contextmanager

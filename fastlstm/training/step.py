@@ -70,7 +70,7 @@ class TrainStep:
             scaled=dtype == torch.float16,
         )
         self._parameters = copies
-        self._sum = GradientSum(masters, DTYPES[config.optimizer.all_reduce], world)
+        self._sum = GradientSum(copies, DTYPES[config.optimizer.all_reduce], world, head=self.working.head.weight)
         self._world = world
         self._rows = T * B
         self._weight = torch.tensor(1 / (T * config.data.batch_size), device=device)  # of a byte in the mean loss
@@ -99,7 +99,8 @@ class TrainStep:
             weight = self._weight * self.optimizer.scale if self._scaled else self._weight
             scores = _score(logits.detach().flatten(0, 1), packet.ids[1:].flatten(), weight)
         mark("loss")
-        gradients: Sequence[Tensor] = torch.autograd.grad(logits, self._parameters, scores.gradient.view_as(logits))
+        with self._sum.beside_products():
+            gradients: Sequence[Tensor] = torch.autograd.grad(logits, self._parameters, scores.gradient.view_as(logits))
         # A table's gradient comes transposed; the fused operators read memory in its order.
         gradients = [gradient.contiguous() for gradient in gradients]
         mark("backward")

@@ -1,8 +1,14 @@
-"""Gradients of weights and input tables from the gradient of every z_t: large products, no atomics on data."""
+"""Gradients of weights and input tables from the gradient of every z_t: large products, no atomics on data.
+
+Several processes sum gradients while they are made: see ``exchanged``.
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,12 +16,51 @@ from torch import Tensor
 from fastlstm_kernels import reference
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
+PARTS = 4  # of weight_hh's gradient: all but the last are summed while the next is multiplied
 
 
-def weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tensor | None = None) -> Tensor:
-    """Gradient of weight_hh (4H, H) in the dtype of ``d_gates`` (T, B, 4H); ``h`` (T, B, H), ``h0`` (B, H), None = 0.
+class Exchange(Protocol):
+    """Sums gradients over processes beside the products that follow."""
 
-    Without ``resets`` no shifted copy of h is made: what step t starts from is h itself, one step earlier.
+    def start(self, weight: Tensor, rows: Tensor) -> None:
+        """Begin to sum ``rows`` in place: contiguous rows of the gradient of ``weight``, whose product is queued."""
+
+    def wait(self) -> None:
+        """What is queued from here on finds the sums."""
+
+
+_exchange: Exchange | None = None
+
+
+@contextmanager
+def exchanged(exchange: Exchange) -> Iterator[None]:
+    """Within, every backward of a layer hands its finished gradients to ``exchange``.
+
+    Of the process, not of the thread: autograd runs a GPU's backward in a thread of its own.
+    """
+    global _exchange
+    _exchange = exchange
+    try:
+        yield
+    finally:
+        _exchange = None
+
+
+def current_exchange() -> Exchange | None:
+    return _exchange
+
+
+Factors = list[tuple[Tensor, Tensor]]
+
+
+def weight_factors(
+    d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tensor | None = None, *, before: Tensor | None = None
+) -> Factors:
+    """The products (4H, n) x (n, H) whose sum is the gradient of weight_hh.
+
+    ``d_gates`` (T, B, 4H); ``h`` (T, B, H); ``h0`` (B, H), None = 0; ``before`` (T, B, H): what every step started from,
+    if it lies somewhere. Else no shifted copy of h is made without ``resets``: what step t starts from is h itself, one
+    step earlier.
     """
     if resets is not None:
         h0 = torch.zeros_like(h[0]) if h0 is None else h0
@@ -23,12 +68,31 @@ def weight_gradient(d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tenso
             from fastlstm_kernels.shift import shifted
         else:
             shifted = reference.shifted
-        return d_gates.flatten(0, 1).t() @ shifted(h, h0, resets).flatten(0, 1)
-    if h0 is None:
-        return d_gates[1:].flatten(0, 1).t() @ h[:-1].flatten(0, 1)
-    gradient = d_gates[0].t() @ h0
-    if len(h) > 1:
-        gradient.addmm_(d_gates[1:].flatten(0, 1).t(), h[:-1].flatten(0, 1))
+        before = shifted(h, h0, resets)
+    if before is not None:
+        products = [(d_gates, before)]
+    else:
+        products = [] if h0 is None else [(d_gates[:1], h0.unsqueeze(0))]
+        if len(h) > 1 or h0 is None:
+            products.append((d_gates[1:], h[:-1]))
+    return [(left.flatten(0, 1).t(), right.flatten(0, 1)) for left, right in products]
+
+
+def weight_gradient(factors: Factors, finished: Callable[[Tensor], None] | None = None) -> Tensor:
+    """Gradient of weight_hh (4H, H) from ``weight_factors``, in their dtype.
+
+    With ``finished`` it is made in PARTS of its rows, and each is handed over before the product of the next is queued.
+    """
+    left, right = factors[0]
+    gradient = left.new_empty(left.shape[0], right.shape[1])
+    parts = 1 if finished is None else PARTS
+    for part, rows in enumerate(gradient.tensor_split(parts)):
+        (left, right), *more = [(left.tensor_split(parts)[part], right) for left, right in factors]
+        torch.mm(left, right, out=rows)
+        for left, right in more:
+            rows.addmm_(left, right)
+        if finished is not None:
+            finished(rows)
     return gradient
 
 

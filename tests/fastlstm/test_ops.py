@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from fastlstm import onednn, ops
 from fastlstm.ops import Inputs, State, cell_dtype, layer_inputs, lstm_layer
 from fastlstm_kernels.eager import HAS_ONEDNN
+from fastlstm_kernels.gradients import PARTS, exchanged
 from recurrences import DEVICE, Case
 from tolerance import assert_as_good_as
 
@@ -289,3 +290,40 @@ def test_wrong_dense_inputs_are_named(change: dict[str, Any], error: type[Except
     h0 = given.pop("h0")
     with pytest.raises(error, match=message):
         lstm_layer(Inputs(torch.zeros(3, 2, 5), **given), torch.zeros(16, 4), h0, torch.zeros(2, 4), backend="triton")
+
+
+class Doubled:
+    """An exchange whose sums are there when they are waited for."""
+
+    def __init__(self) -> None:
+        self.started: list[tuple[Tensor, Tensor]] = []
+        self.waits = 0
+
+    def start(self, weight: Tensor, rows: Tensor) -> None:
+        assert not self.waits
+        assert rows.is_contiguous()
+        self.started.append((weight, rows))
+
+    def wait(self) -> None:
+        self.waits += 1
+        for _, rows in self.started:
+            rows.mul_(2)
+
+
+@pytest.mark.parametrize("resets", [0.0, 0.3])
+@pytest.mark.parametrize("kind", TRITON_KINDS)
+def test_the_backward_hands_over_the_gradients_of_its_matrices(kind: dict[str, int], resets: float) -> None:
+    """Those of weight_ih first, where they are made by the operator; all others are as without."""
+    case = Case(4, 3, 20, torch.float32, resets=resets, **kind)
+    given = backward_arguments(case, "triton")
+    plain = BACKWARD(*given)
+    exchange = Doubled()
+    with exchanged(exchange):
+        summed = BACKWARD(*given)
+    dense = [] if case.weight_ih is None else [case.weight_ih]
+    assert exchange.waits == 1
+    for (weight, _), expected in zip(exchange.started, [*dense, *[case.weight_hh] * PARTS], strict=True):
+        assert weight.data_ptr() == expected.data_ptr()
+    factors = {"inputs": 1, "weight_hh": 2, "h0": 1, "c0": 1, "weight_ih": 2, "bias": 1}
+    for (name, factor), gradient, other in zip(factors.items(), summed, plain, strict=True):
+        assert_as_good_as(name, gradient, factor * other, factor * other.double())

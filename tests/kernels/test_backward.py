@@ -8,7 +8,7 @@ import torch
 from fastlstm_kernels import reference
 from fastlstm_kernels.backward import lstm_backward
 from fastlstm_kernels.forward import lstm_forward
-from fastlstm_kernels.gradients import table_gradient, table_weight_gradient, weight_gradient
+from fastlstm_kernels.gradients import table_gradient, table_weight_gradient, weight_factors, weight_gradient
 from fastlstm_kernels.launch import Tile, backward_tile, forward_tile, input_block
 from fastlstm_kernels.recompute import recompute_gates
 from fastlstm_kernels.shift import shifted
@@ -145,7 +145,12 @@ def test_weight_gradient_is_right(T: int, resets: float, dtype: torch.dtype) -> 
     for h0, given in ((case.h0, case.h0), (torch.zeros_like(case.h0), None)):
         truth = reference.weight_gradient(d_gates.double(), h.double(), h0.double(), case.resets)
         naive = reference.weight_gradient(d_gates, h, h0, case.resets)
-        assert_as_good_as("weight", weight_gradient(d_gates, h, given, case.resets), naive, truth)
+        assert_as_good_as("weight", weight_gradient(weight_factors(d_gates, h, given, case.resets)), naive, truth)
+    if not resets:
+        before = reference.shifted(h, case.h0, None)
+        factors = weight_factors(d_gates, h, case.h0, before=before)
+        truth = reference.weight_gradient(d_gates.double(), h.double(), case.h0.double())
+        assert_as_good_as("weight", weight_gradient(factors), reference.weight_gradient(d_gates, h, case.h0), truth)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
