@@ -58,9 +58,9 @@ def weight_factors(
 ) -> Factors:
     """The products (4H, n) x (n, H) whose sum is the gradient of weight_hh.
 
-    ``d_gates`` (T, B, 4H); ``h`` (T, B, H); ``h0`` (B, H), None = 0; ``before`` (T, B, H): what every step started from,
-    if it lies somewhere. Else no shifted copy of h is made without ``resets``: what step t starts from is h itself, one
-    step earlier.
+    ``d_gates`` (T, B, 4H); ``h`` (T, B, H); ``h0`` (B, H), None = 0; ``before`` (T, B, H): what every step started
+    from, if it lies somewhere. Else no shifted copy of h is made without ``resets``: what step t starts from is h
+    itself, one step earlier.
     """
     if resets is not None:
         h0 = torch.zeros_like(h[0]) if h0 is None else h0
