@@ -46,14 +46,26 @@ class RowRule:
         if self.name == "document":
             return _last_bytes(text.document_offset, start, stop)
         if self.name == "every":
-            position = np.arange(start, stop)
-            document = np.searchsorted(text.document_offset, position, side="right") - 1
-            in_document = position - text.document_offset[document]
-            picked: Integers = position[(in_document + 1) % self.every == 0]
+            first = int(np.searchsorted(text.document_offset, start, side="right")) - 1
+            last = int(np.searchsorted(text.document_offset, stop))
+            offset = text.document_offset[first : last + 1]
+            # Of each document, those before start, and up to stop.
+            skipped = np.maximum(start - offset[:-1], 0) // self.every
+            counts = (np.minimum(offset[1:], stop) - offset[:-1]) // self.every - skipped
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            picked: Integers = np.repeat(offset[:-1] + (skipped + 1) * self.every - 1, counts) + within * self.every
             return picked
         if text.words is not None:
             return _last_bytes(text.words.end, start, stop)
         return start + np.flatnonzero(_run_ends(text, start, stop))
+
+    def position(self, text: Text, row_offset: Integers, row: int) -> int:
+        """The picked position of index ``row``; ``row_offset`` as below."""
+        if self.name == "all":
+            return row
+        document = int(np.searchsorted(row_offset, row, side="right")) - 1
+        start, stop = (int(offset) for offset in text.document_offset[document : document + 2])
+        return int(self.positions(text, start, stop)[row - int(row_offset[document])])
 
     def row_offset(self, text: Text) -> Integers:
         """int64 (D+1,): document d has the rows row_offset[d]:row_offset[d+1]."""
