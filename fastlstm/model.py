@@ -73,9 +73,7 @@ class ByteLM(nn.Module):
 
         ``units`` (U,): c_t of these cells alone, (T, B, U). ``dtype``: of c_t, float32 if None.
         """
-        _, state, cells = self.lstm(
-            ids, state, resets=resets, return_cells=True, cell_units=units, cells_dtype=dtype
-        )
+        _, state, cells = self.lstm(ids, state, resets=resets, return_cells=True, cell_units=units, cells_dtype=dtype)
         return cells, state
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from fastlstm.errors import InputError
 from fastlstm.states.extraction import Extraction
 from fastlstm.states.jobs import Claims, Worker
 from fastlstm.states.layout import Layout
-from fastlstm.states.plan import Group, group_rows, plan_groups, plan_jobs
+from fastlstm.states.plan import group_rows, plan_groups, plan_jobs
 from fastlstm.states.progress import Progress
 from fastlstm.states.reader import open_states
 from fastlstm.states.reading import Reading
@@ -40,7 +40,7 @@ from fastlstm.states.schema import (
 from fastlstm.states.storage import LocalStorage, Storage, storage_at
 from fastlstm.states.text import Integers, Text, choose_splits, open_text
 from fastlstm.states.writer import Stream, begin_store, find_store, finish_store
-from fastlstm.training.checkpoint import ModelInfo, load_model
+from fastlstm.training.checkpoint import load_model
 from fastlstm.training.start import choose_device
 from fastlstm.version import __version__
 
@@ -151,8 +151,6 @@ def dump(
     store = storage_at(out)
     with store.alone():
         already = find_store(store, attributes) == "finished"
-        if already:
-            Progress(store).remove()  # left by a kill at the very end
     if not already:
         text = open_text(corpus, taken, documents)
         row_offset = rule.row_offset(text)
@@ -172,6 +170,8 @@ def dump(
         # Whatever can be wrong with the arguments has been found: only now is anything written.
         with_threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
         _write(store, attributes, extraction, _arrays(text, rule, row_offset, columns), worker, with_threads, progress)
+    with store.alone():
+        Progress(store).remove()  # of a kill at the very end, maybe another worker's
     states = open_states(out)
     return DumpSummary(states.rows, int(states.document_offset[-1]), time.perf_counter() - started, already)
 
@@ -195,9 +195,7 @@ def _write(
     while find_store(store, attributes) == "nothing":
         time.sleep(WAIT)  # the first worker begins it
     rows_at_once = group_rows(attributes.batch_size, attributes.model.hidden_size, layout.shard_rows)
-    groups = plan_groups(
-        extraction.document_offset, extraction.read_row_offset, extraction.position, rows_at_once
-    )
+    groups = plan_groups(extraction.document_offset, extraction.read_row_offset, extraction.position, rows_at_once)
     reading = Reading(extraction, store, progress, layout, rows_at_once=rows_at_once, threads=threads)
     claims = Claims(progress, groups, plan_jobs(groups), worker)
     size = sum(group.stop - group.start for group in groups)
@@ -210,7 +208,7 @@ def _write(
                 with store.alone():
                     if find_store(store, attributes) == "unfinished" and len(progress.groups()) == len(groups):
                         finish_store(store, attributes)
-                        break
+                        continue
                 time.sleep(WAIT)  # other workers are still writing
         failed = False
     finally:

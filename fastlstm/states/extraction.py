@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -148,7 +148,7 @@ class Extraction:
             whole[:, packed.carry_lane] = part[:, 0].to(self.device)
         return state[0], state[1]
 
-    def batches(self, groups: Iterable[Group]) -> Iterator[Packed]:
+    def batches(self, groups: Iterable[Group]) -> Generator[Packed]:
         """The batches of ``groups``, on a GPU each prepared while the one before is read."""
         if self.device.type == "cuda":
             yield from self._prefetched(groups)
@@ -168,7 +168,7 @@ class Extraction:
 
         def prepare() -> None:
             try:
-                stream = torch.cuda.Stream(self.device)
+                stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
                 with torch.cuda.device(self.device), torch.cuda.stream(stream), torch.no_grad():
                     for packed in (packed for group in groups for packed in self._packed(group)):
                         put((packed, stream.record_event()))

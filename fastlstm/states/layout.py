@@ -28,9 +28,9 @@ CHECKSUM_BYTES = 4
 EMPTY = np.iinfo(np.uint64).max  # offset and length of a chunk that is not there
 
 
-def checksum(data: npt.NDArray[Any] | bytes | memoryview) -> bytes:
+def checksum(data: npt.NDArray[Any] | bytes) -> bytes:
     """The four bytes that Zarr's codec "crc32c" appends to ``data`` (RFC 3720, little endian)."""
-    return int(crc32c.crc32c(data)).to_bytes(CHECKSUM_BYTES, "little")
+    return int(crc32c.crc32c(data)).to_bytes(CHECKSUM_BYTES, "little")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,12 @@ class Layout:
         """How many blocks of ``shard`` have rows."""
         rows = min(self.rows - shard * self.shard_rows, self.shard_rows)
         return -(-rows // self.block_rows)
+
+    def block(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Rows (n, U), at most a block's, as they lie in a file; NaN where the array has ended."""
+        whole = np.full((self.block_rows, self.columns * self.block_units), np.nan, self.dtype)
+        whole[: len(values), : self.units] = values
+        return np.ascontiguousarray(whole.reshape(self.block_rows, self.columns, -1).swapaxes(0, 1))
 
     def index(self, blocks: int) -> bytes:
         """The end of a shard of which the first ``blocks`` blocks are there."""

@@ -1,8 +1,8 @@
 """In which groups and batches a text is read: fixed by the text, the row rule and the batch size alone.
 
-A group is a range of rows: the unit of resuming and of work that a process claims; its shards are whole. A batch is text
-of a group that is read side by side in lanes. A document that reaches over the border of two groups is read again from
-its start by the second, unless that is far: then the second waits for the state that the first carries out.
+A group is a range of rows: the unit of resuming and of work that a process claims; its shards are whole. A batch is
+text of a group that is read side by side in lanes. A document that reaches over the border of two groups is read again
+from its start by the second, unless that is far: then the second waits for the state that the first carries out.
 """
 
 from __future__ import annotations

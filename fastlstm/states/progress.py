@@ -56,7 +56,7 @@ class Progress:
             return Begun(StoreAttributes.from_json(values["attributes"], f"{self}/{_BEGUN}"), bool(values["ready"]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"{self}/{_BEGUN}: damaged ({error}): delete {self} and {self._store}, which cannot be resumed without it"
+                f"{self}/{_BEGUN}: damaged ({error}): delete {self} and {self._store}, which cannot go on without it"
             ) from error
 
     def write(self, begun: Begun) -> None:

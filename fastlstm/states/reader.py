@@ -137,9 +137,7 @@ class States:
             return self._shards.read(start, max(start, stop), dtype)
         return self._decoded((slice(start, stop), slice(None)), dtype, f"rows {start}:{stop}")
 
-    def _decoded(
-        self, selection: tuple[slice, slice | int], dtype: np.dtype[Any], what: str
-    ) -> npt.NDArray[Any]:
+    def _decoded(self, selection: tuple[slice, slice | int], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
         """Through Zarr: stores that are not local, or that another program wrote anew in its own layout."""
         try:
             values = np.asarray(self.states[selection], dtype=dtype)

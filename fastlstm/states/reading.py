@@ -19,7 +19,7 @@ from fastlstm.states.jobs import Claims
 from fastlstm.states.layout import Layout
 from fastlstm.states.plan import Group
 from fastlstm.states.progress import Progress
-from fastlstm.states.shards import BUFFERS, GroupBuffer, ShardWriters, Unfit
+from fastlstm.states.shards import BUFFERS, GroupBuffer, ShardWriters, UnfitError
 from fastlstm.states.storage import Storage
 
 
@@ -49,7 +49,7 @@ class Reading:
         self._extraction = extraction
         self._progress = progress
         self._writers = ShardWriters(storage, layout, threads)
-        self._new_buffer = lambda: GroupBuffer(layout, min(rows_at_once, layout.rows), extraction.device)
+        self._layout, self._rows = layout, min(rows_at_once, layout.rows)
         self._buffers: list[GroupBuffer] = []
         self._free: list[GroupBuffer] = []
         self._writing: deque[_Written] = deque()
@@ -82,7 +82,7 @@ class Reading:
     def _closing(self) -> Iterator[None]:
         try:
             yield
-        except Unfit as unfit:
+        except UnfitError as unfit:
             raise InputError(self._describe(*unfit.buffer.find_unfit())) from None
         finally:
             self._writing.clear()
@@ -93,7 +93,7 @@ class Reading:
 
     def _buffer(self, claims: Claims) -> GroupBuffer:
         if not self._free and len(self._buffers) < BUFFERS:
-            self._buffers.append(self._new_buffer())
+            self._buffers.append(GroupBuffer(self._layout, self._rows, self._extraction.device))
             return self._buffers[-1]
         self._settle(claims, wait_for=0 if self._free else 1)
         return self._free.pop()

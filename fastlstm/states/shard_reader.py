@@ -87,8 +87,9 @@ class ShardReader:
             raise InputError(f"{self._path}: a chunk is damaged ({shard_name(shard)}: its index is not whole)")
         entries = np.frombuffer(index[:-CHECKSUM_BYTES], "<u8").reshape(-1, layout.columns, 2)
         there = entries[: layout.blocks(shard)]
-        longest = layout.chunk_bytes + CHECKSUM_BYTES
-        if (there == EMPTY).any() or (there[..., 1] != longest).any() or int(there[..., 0].max()) + longest > len(data):
+        length = layout.chunk_bytes + CHECKSUM_BYTES
+        last = len(data) - layout.index_bytes - length
+        if (there == EMPTY).any() or (there[..., 1] != length).any() or int(there[..., 0].max()) > last:
             raise InputError(f"{self._path}: a chunk is damaged ({shard_name(shard)}: its index does not fit)")
 
         def chunk(block: int, column: int) -> npt.NDArray[Any]:

@@ -1,8 +1,8 @@
 """From the rows of a group on the model's device to shards in the store: nothing waits that need not, nothing grows.
 
-The rows of a group are brought into the order of their files on the device, in one of two buffers; a writing thread takes
-a shard of it, on a GPU through two pinned blocks of its own (one is filled while the other is written), and writes it as
-one file. While threads write one group, the model reads the next into the other buffer.
+The rows of a group are brought into the order of their files on the device, in one of two buffers; a writing thread
+takes a shard of it, on a GPU through two pinned blocks of its own (one is filled while the other is written), and
+writes it as one file. While threads write one group, the model reads the next into the other buffer.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -22,10 +21,10 @@ from fastlstm.states.schema import STORED_DTYPES
 from fastlstm.states.storage import Block, Storage
 
 BUFFERS = 2
-LARGEST = {name: torch.finfo(getattr(torch, name)).max for name in STORED_DTYPES}
+LARGEST: dict[str, float] = {name: torch.finfo(getattr(torch, name)).max for name in STORED_DTYPES}
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """A row of ``buffer`` is not what the dtype can hold."""
 
     def __init__(self, buffer: GroupBuffer) -> None:
@@ -77,15 +76,15 @@ class GroupBuffer:
             self.event = torch.cuda.current_stream(self._device).record_event()
 
     def check(self) -> None:
-        """`Unfit` if a row is not what the dtype can hold: not finite, or beyond ``LARGEST``."""
+        """`UnfitError` if a row is not what the dtype can hold: not finite, or beyond ``LARGEST``."""
         low, high = self._extremes.tolist()
         largest = LARGEST[self._layout.dtype.name]
         if not (low >= -largest and high <= largest):  # NaN is neither
-            raise Unfit(self)
+            raise UnfitError(self)
 
     def find_unfit(self) -> tuple[int, int, float]:
         """The first row (of the store) that is not what the dtype can hold, its first such column, and the value."""
-        columns, block_rows, _ = self._layout.block_shape
+        block_rows = self._layout.block_rows
         largest = LARGEST[self._layout.dtype.name]
         for block in range(self._blocks):
             first = self.first_row + block * block_rows
@@ -106,12 +105,12 @@ class GroupBuffer:
         return self._whole[first : min(first + self._layout.shard_blocks, self._blocks)]
 
 
-@dataclass
 class _Pinned(threading.local):
     """Of each writing thread: two blocks of pinned memory, and a stream to fill them on."""
 
-    slots: list[Tensor] = field(default_factory=list)
-    stream: torch.cuda.Stream | None = None
+    def __init__(self) -> None:
+        self.slots: list[Tensor] = []
+        self.stream: torch.cuda.Stream | None = None
 
 
 class ShardWriters:
@@ -139,7 +138,7 @@ class ShardWriters:
         with torch.cuda.device(blocks.device):
             if pinned.stream is None:
                 pinned.slots = [torch.empty(blocks.shape[1:], dtype=blocks.dtype, pin_memory=True) for _ in range(2)]
-                pinned.stream = torch.cuda.Stream(blocks.device)
+                pinned.stream = torch.cuda.Stream(blocks.device)  # type: ignore[no-untyped-call]
             stream = pinned.stream
             assert buffer.event is not None
             stream.wait_event(buffer.event)
@@ -149,7 +148,8 @@ class ShardWriters:
             def copy(i: int) -> torch.cuda.Event:
                 with torch.cuda.stream(stream):
                     pinned.slots[i % 2].copy_(blocks[i], non_blocking=True)
-                return stream.record_event()
+                event: torch.cuda.Event = stream.record_event()
+                return event
 
             copied = copy(0)
             for i in range(len(blocks)):

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from zarr.storage import LocalStore, ObjectStore
 
@@ -136,8 +135,8 @@ class LocalStorage:
             finally:
                 os.close(descriptor)
             beside.replace(path)
-            sync_folder(path.parent)
-            sync_folder(path.parent.parent)
+            for folder in path.parents[:3]:
+                sync_folder(folder)
 
 
 def _sync_file(path: Path) -> None:
@@ -223,7 +222,7 @@ class ObjectStorage:
         """An object that was written is durable."""
 
     def write_shard(self, shard: int, layout: Layout, blocks: Any) -> None:
-        parts = []
+        parts: list[bytes] = []
         count = 0
         for block in blocks:
             for chunk in block:

@@ -99,6 +99,22 @@ def finish_store(store: Storage, attributes: StoreAttributes) -> None:
         group = zarr.open_group(store.zarr(read_only=False), mode="r+", zarr_format=3)
         group.update_attributes({ATTRIBUTE: complete.to_json()})
         store.sync()
+
+
+def write_store(
+    store: Storage,
+    attributes: StoreAttributes,
+    arrays: Mapping[str, npt.NDArray[Any] | Stream],
+    states: npt.NDArray[Any],
+) -> None:
+    """Write a whole store whose ``states`` (N, U) are there already."""
+    layout = Layout.of(states.shape[0], states.shape[1], attributes.dtype)
+    begin_store(store, attributes, arrays, layout)
+    for shard in range(layout.shards):
+        rows = states[shard * layout.shard_rows : (shard + 1) * layout.shard_rows]
+        blocks = (layout.block(rows[i : i + layout.block_rows]) for i in range(0, len(rows), layout.block_rows))
+        store.write_shard(shard, layout, blocks)
+    finish_store(store, attributes)
     Progress(store).remove()
 
 

@@ -106,7 +106,7 @@ SMALL = {
 
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many groups, batches, windows and shards in little text: with 4 lanes, groups of 64 rows, batches of 256 bytes."""
+    """Many groups, batches, windows and shards in little text: 4 lanes have groups of 64 rows, batches of 256 bytes."""
     for (module, name), value in SMALL.items():
         monkeypatch.setattr(module, name, value)
 
