@@ -384,7 +384,7 @@ def _add_dump(commands: _Commands) -> None:
         "cell states of a text into a Zarr store",
         "The text is a corpus folder (from fastlstm prepare or fastlstm-probes label). A dump that was killed goes on\n"
         "with the same command, to the same bytes. Several processes given the same command share the work, whenever\n"
-        "they begin: under torchrun, as an array job, or by hand; a store in the making is a folder that all of them see.",
+        "they begin: under torchrun, as an array job, or by hand.",
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint or run folder")
     parser.add_argument("text", type=Path, help="corpus folder")
@@ -392,7 +392,15 @@ def _add_dump(commands: _Commands) -> None:
     parser.add_argument(
         "--rows",
         default="all",
-        help="which bytes get a row: all, document (last byte of each), word (last byte of each), every:K",
+        help="which bytes get a row: all, document (last byte of each), word (last byte of each), every:K; or the mean "
+        "over each: document-mean, word-mean",
+    )
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        choices=("states", "statistics"),
+        default=("states",),
+        help="states: every row; statistics: moments, histogram, largest values and sums by label of each cell",
     )
     parser.add_argument("--units", help="cells to store, for example 3,17,981; all if not given")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored states")
@@ -435,6 +443,7 @@ def _dump(arguments: argparse.Namespace) -> None:
         precision=arguments.precision,
         worker=None if arguments.worker is None else Worker.parse(arguments.worker),
         threads=arguments.threads,
+        keep=arguments.keep,
         progress=not arguments.quiet,
     )
     if summary.already_complete:

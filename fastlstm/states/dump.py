@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from tqdm import tqdm
 from fastlstm.corpus.shards import Corpus
 from fastlstm.errors import InputError
 from fastlstm.states.extraction import Extraction
+from fastlstm.states.gather import joined, write_statistics
 from fastlstm.states.jobs import Claims, Worker
 from fastlstm.states.layout import Layout
-from fastlstm.states.plan import group_rows, plan_groups, plan_jobs
+from fastlstm.states.plan import MAX_GROUPS, group_rows, plan_groups, plan_jobs
 from fastlstm.states.progress import Progress
 from fastlstm.states.reader import open_states
 from fastlstm.states.reading import Reading
@@ -28,17 +29,20 @@ from fastlstm.states.rows import COUNT_BYTES, RowRule
 from fastlstm.states.schema import (
     BLOCK_VALUES,
     FORMAT_VERSION,
+    KEEPS,
     PRECISIONS,
     STATE_RULES,
     STORED_DTYPES,
+    Keep,
     ModelAttributes,
     StateRule,
     StoreAttributes,
     StoredDtype,
     TextAttributes,
 )
+from fastlstm.states.statistics import open_statistics
 from fastlstm.states.storage import LocalStorage, Storage, storage_at
-from fastlstm.states.text import Integers, Text, choose_splits, open_text
+from fastlstm.states.text import Integers, choose_splits, open_text
 from fastlstm.states.writer import Stream, begin_store, find_store, finish_store
 from fastlstm.training.checkpoint import load_model
 from fastlstm.training.start import choose_device
@@ -77,17 +81,19 @@ def dump(
     device: str = "auto",
     worker: Worker | None = None,
     threads: int | None = None,
+    keep: Sequence[Keep] = ("states",),
     progress: bool = True,
 ) -> DumpSummary:
     """Write the cell states of a model that reads a corpus to the states store ``out`` (`schema.py`).
 
-    ``out``: a folder, or a URL of an object store. ``rows``: which bytes, "all", "document", "word" or "every:K"
-    (`rows.py`). ``units``: which cells, None = all. ``state``: "document" starts every document at zero; "running"
-    carries the state through all documents in order, a batch of 1 (slow). ``splits``: None = all there are;
-    ``documents``: the first so many of each. ``batch_size``: lanes of text that are read together, at most 65,536; None:
-    128 on a GPU; on a CPU 64, or 16 with more than 512 cells. ``precision``: of weights and h, "fp32", "bf16", "fp16",
-    or "auto": fp16 on a GPU (nearer to float32 weights than bf16), fp32 on a CPU. ``threads`` write files; None: one for
-    each core, at most 8.
+    ``out``: a folder, or a URL of an object store. ``rows``: which bytes, "all", "document", "word" or "every:K", or
+    means, "document-mean" or "word-mean" (`rows.py`). ``keep``: "states", "statistics" of the rows
+    (`statistics.py`), or both. ``units``: which cells, None = all. ``state``: "document" starts every document at
+    zero; "running" carries the state through all documents in order, a batch of 1 (slow). ``splits``: None = all there
+    are; ``documents``: the first so many of each. ``batch_size``: lanes of text that are read together, at most 65,536;
+    None: 128 on a GPU; on a CPU 64, or 16 with more than 512 cells. ``precision``: of weights and h, "fp32", "bf16",
+    "fp16", or "auto": fp16 on a GPU (nearer to float32 weights than bf16), fp32 on a CPU. ``threads`` write files;
+    None: one for each core, at most 8.
 
     Any number of processes may be given the same call, at any time: each takes groups of rows that nobody has, waits
     for the others at the end and goes on for one that died. ``worker`` says where each begins (torchrun's RANK and
@@ -100,7 +106,9 @@ def dump(
     Memory, beside the model, the store's indices (about 100 bytes a document, 17 an annotated word) and a window of the
     recurrence (100 MB on a CPU, 2 GB on a GPU): two groups on the model's device, each of batch_size * min(8192,
     max(1024, 2^24 / H)) rows (whole shards of 65,536) of U values of ``dtype``; with a GPU also two pinned blocks of
-    4096 * U values for each of ``threads``. Documents may be of any length.
+    4096 * U values for each of ``threads``. Statistics take 7 * batch_size * U values of 8 bytes and a batch's
+    documents (of at most batch_size * 16 KiB of text) * U more, means a batch's documents or words * U of 4. Documents
+    may be of any length.
 
     Raises InputError: wrong arguments; something else at ``out`` (naming what differs); a state that ``dtype`` cannot
     hold (naming document, byte, unit and value). Raises OSError naming the store on a full disk; the store stays
@@ -115,6 +123,13 @@ def dump(
         raise InputError(f"batch_size: expected 1 to {MAX_BATCH_SIZE}, got {batch_size}")
     if threads is not None and threads < 1:
         raise InputError(f"threads: expected >= 1, got {threads}")
+    keeps = tuple(choice for choice in KEEPS if choice in keep)
+    for choice in keep:
+        _check_choice("keep", choice, KEEPS)
+    if not keeps:
+        raise InputError(f"keep: expected {' or '.join(KEEPS)}, got nothing")
+    if "statistics" in keeps and (rule.mean or state == "running"):
+        raise InputError(f"keep: statistics are of single states from zero, not of {rule if rule.mean else state} rows")
     worker = Worker.of_torchrun() if worker is None else worker
     on = _device(device)
     model, info = load_model(checkpoint, untrained=untrained)
@@ -147,6 +162,7 @@ def dump(
         versions={"fastlstm": __version__, "torch": torch.__version__, "zarr": importlib.metadata.version("zarr")},
         complete=False,
         precision=precision,
+        keeps=keeps,
     )
     store = storage_at(out)
     with store.alone():
@@ -166,12 +182,17 @@ def dump(
             columns=None if chosen is None else torch.from_numpy(columns).to(on),
             dtype=getattr(torch, dtype),
             batch_size=batch_size,
+            statistics="statistics" in keeps,
+            tags=len(corpus.manifest.tagset or ()),
         )
         # Whatever can be wrong with the arguments has been found: only now is anything written.
         with_threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
-        _write(store, attributes, extraction, _arrays(text, rule, row_offset, columns), worker, with_threads, progress)
+        _write(store, attributes, extraction, columns, worker, with_threads, progress)
     with store.alone():
         Progress(store).remove()  # of a kill at the very end, maybe another worker's
+    if "states" not in keeps:
+        text_bytes = sum(entry.bytes for split in taken for entry in corpus.shards(split))
+        return DumpSummary(open_statistics(out).count, text_bytes, time.perf_counter() - started, already)
     states = open_states(out)
     return DumpSummary(states.rows, int(states.document_offset[-1]), time.perf_counter() - started, already)
 
@@ -180,33 +201,44 @@ def _write(
     store: Storage,
     attributes: StoreAttributes,
     extraction: Extraction,
-    arrays: Mapping[str, npt.NDArray[Any] | Stream],
+    columns: Integers,
     worker: Worker,
     threads: int,
     show: bool,
 ) -> None:
     """Begin the store or join those who write it, until it is complete."""
     progress = Progress(store)
-    layout = Layout.of(int(extraction.row_offset[-1]), len(arrays["units"]), attributes.dtype)  # type: ignore[arg-type]
+    total = int(extraction.row_offset[-1])
+    whole = Layout.of(total, len(columns), attributes.dtype)
+    layout = whole if "states" in attributes.keeps else None
     with store.alone():
         found = find_store(store, attributes)
         if found == "nothing" and (worker.index == 0 or isinstance(store, LocalStorage)):
+            arrays = {"units": columns} if layout is None else _arrays(extraction, columns)
             begin_store(store, attributes, arrays, layout)
     while find_store(store, attributes) == "nothing":
         time.sleep(WAIT)  # the first worker begins it
-    rows_at_once = group_rows(attributes.batch_size, attributes.model.hidden_size, layout.shard_rows)
+    rows_at_once = group_rows(attributes.batch_size, attributes.model.hidden_size, whole.shard_rows)
+    if layout is None:
+        rows_at_once *= -(-total // (rows_at_once * MAX_GROUPS))
     groups = plan_groups(extraction.document_offset, extraction.read_row_offset, extraction.position, rows_at_once)
-    reading = Reading(extraction, store, progress, layout, rows_at_once=rows_at_once, threads=threads)
+    reading = Reading(
+        extraction, store, progress, layout, units=len(columns), rows_at_once=rows_at_once, threads=threads
+    )
     claims = Claims(progress, groups, plan_jobs(groups), worker)
-    size = sum(group.stop - group.start for group in groups)
-    done = sum(group.stop - group.start for group in groups if group.index in progress.groups())
+    done = progress.groups()
+    sizes = [group.stop - group.start for group in groups]
+    begun = sum(size for group, size in enumerate(sizes) if group in done)
     failed = True
     try:
-        with tqdm(total=size, initial=done, unit="B", unit_scale=True, desc="dump", disable=not show) as bar:
+        with tqdm(total=sum(sizes), initial=begun, unit="B", unit_scale=True, desc="dump", disable=not show) as bar:
             while find_store(store, attributes) == "unfinished":
                 reading.read(claims, bar.update)
                 with store.alone():
                     if find_store(store, attributes) == "unfinished" and len(progress.groups()) == len(groups):
+                        if extraction.statistics:
+                            found_in = (progress.left_by(group.index) for group in groups)
+                            write_statistics(store, joined(found_in), extraction.text, extraction.position)
                         finish_store(store, attributes)
                         continue
                 time.sleep(WAIT)  # other workers are still writing
@@ -242,8 +274,9 @@ def _check_units(units: Sequence[int] | None, hidden_size: int) -> tuple[int, ..
     return chosen
 
 
-def _arrays(text: Text, rule: RowRule, row_offset: Integers, units: Integers) -> dict[str, npt.NDArray[Any] | Stream]:
+def _arrays(extraction: Extraction, units: Integers) -> dict[str, npt.NDArray[Any] | Stream]:
     """Everything of a store but the states."""
+    text, rule, row_offset = extraction.text, extraction.rule, extraction.row_offset
 
     def row_positions() -> Iterator[Integers]:
         return (rule.positions(text, start, stop) for start, stop in text.ranges(COUNT_BYTES))

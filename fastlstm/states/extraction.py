@@ -1,4 +1,4 @@
-"""A model reads a text: pieces of documents packed into lanes, and the wanted states of its cells on the model's device.
+"""A model reads a text: pieces of documents packed into lanes, and the states of its cells on the model's device.
 
 The host plans which piece goes where and sends bytes and positions; what is needed of each byte (which row it is, where
 a document begins) is worked out on the device, by a prefetching thread on a stream of its own.
@@ -25,7 +25,7 @@ from fastlstm.states.plan import Batch, Group, pack, plan_batches
 from fastlstm.states.rows import RowRule
 from fastlstm.states.text import Integers, Text
 
-# T * B * H of the cell states that exist at once: on a CPU they should stay in its cache, on a GPU a call should be long.
+# T * B * H of the cell states that exist at once: a CPU should have them in its cache, on a GPU a call should be long.
 WINDOW_VALUES = {"cpu": 1 << 22, "cuda": 1 << 28}
 MIN_STEPS, MAX_STEPS = 16, 1024
 
@@ -39,6 +39,34 @@ class Window:
     lanes: int
     first: int
     last: int
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """For statistics: which documents the bytes of a batch belong to.
+
+    row (T, B) int32: negative where a byte is no row; piece (T, B) int32: index into the others; document (P,) int64;
+    label (P,) float32, NaN = none; tag (T, B) uint8, 255 = none, or None without words.
+    """
+
+    row: Tensor
+    piece: Tensor
+    document: Tensor
+    label: Tensor
+    tag: Tensor | None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """For means: which bytes each row is the mean of.
+
+    segment (T, B) int32: from 0 on, negative = of none; size (R + 1,) int64: bytes of each. Segment i is the row
+    first_row + i of the group; the last one, of size 0 or more, is what goes on in the next batch.
+    """
+
+    segment: Tensor
+    size: Tensor
+    first_row: int
 
 
 @dataclass(frozen=True)
@@ -60,9 +88,11 @@ class Packed:
     carry_lane: int | None
     out: tuple[int, int] | None
     size: int
+    pieces: Pieces | None
+    segments: Segments | None
 
     def rows(self, cells: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """The rows among ``cells`` (T, B, U) of ``window``: their states (n, U), and which rows of the group they are."""
+        """The rows among ``cells`` (T, B, U) of ``window``: states (n, U), and which rows (n,) of the group."""
         flat = cells.flatten(0, 1)
         row = self.row[window.first : window.last]
         if len(row) < len(flat):
@@ -75,8 +105,14 @@ class Packed:
 
     def record(self, stream: torch.cuda.Stream) -> None:
         """Keep the tensors' memory until ``stream`` has used them."""
-        for tensor in (self.ids, self.resets, self.where, self.row):
-            tensor.record_stream(stream)
+        held: list[Tensor | None] = [self.ids, self.resets, self.where, self.row]
+        if self.pieces is not None:
+            held += [self.pieces.row, self.pieces.piece, self.pieces.document, self.pieces.label, self.pieces.tag]
+        if self.segments is not None:
+            held += [self.segments.segment, self.segments.size]
+        for tensor in held:
+            if tensor is not None:
+                tensor.record_stream(stream)
 
 
 class Sink(Protocol):
@@ -90,7 +126,8 @@ class Sink(Protocol):
 class Extraction:
     """A model and a text, and which states of it are wanted in which dtype (columns None = all cells).
 
-    row_offset (D+1,): of the text's documents. running: the state is carried through all of them.
+    row_offset (D+1,): of the text's documents. running: the state is carried through all of them. statistics: batches
+    come with `Pieces`, with a rule of means always with `Segments`. tags: of the text's words, 0 without words.
     """
 
     model: ByteLM
@@ -101,6 +138,8 @@ class Extraction:
     columns: Tensor | None
     dtype: torch.dtype
     batch_size: int
+    statistics: bool = False
+    tags: int = 0
 
     @cached_property
     def document_offset(self) -> Integers:
@@ -199,11 +238,14 @@ class Extraction:
             positions = self.rule.positions(self.text, int(batch.begin[0]), int(batch.end[-1]))
             # A document that is read again has rows that the group before wrote.
             again = min(len(positions), max(0, group.first_row - row))
-            yield self._pack(group, batch, positions[again:], row + again - group.first_row)
+            begins = None
+            if self.rule.mean:
+                begins = self.rule.begins(self.text, int(batch.begin[0]), int(batch.end[-1]))[again:]
+            yield self._pack(group, batch, positions[again:], begins, row + again - group.first_row)
             row += len(positions)
 
-    def _pack(self, group: Group, batch: Batch, positions: Integers, first_row: int) -> Packed:
-        """``positions``: of the batch's rows; ``first_row``: of the group, the first of them."""
+    def _pack(self, group: Group, batch: Batch, positions: Integers, begins: Integers | None, first_row: int) -> Packed:
+        """``positions``: of the batch's rows; ``begins``: `RowRule.begins`; ``first_row``: of the group, the first."""
         start, stop = int(batch.begin[0]), int(batch.end[-1])
         begin, end = batch.begin - start, batch.end - start
         # What follows the last row of a document need not be read, unless its state is wanted.
@@ -227,8 +269,8 @@ class Extraction:
         order = np.concatenate([np.array(lane) for lane in packed]) if packed else np.empty(0, np.int64)
         lane_of = np.repeat(np.arange(len(packed)), [len(lane) for lane in packed])
         # The step at which each piece begins.
-        begins = np.cumsum(lengths[order]) - lengths[order] - (np.cumsum(lane_lengths) - lane_lengths)[lane_of]
-        pieces = np.stack([begin[order], lengths[order], begins, lane_of])
+        steps = np.cumsum(lengths[order]) - lengths[order] - (np.cumsum(lane_lengths) - lane_lengths)[lane_of]
+        pieces = np.stack([begin[order], lengths[order], steps, lane_of])
         borders = self._borders(lane_lengths, None if out is None else out[0])
 
         T, B, size, device = borders[-1], len(packed), int(lane_lengths.sum()), self.device
@@ -263,7 +305,59 @@ class Extraction:
             carry_lane=carry_lane,
             out=out,
             size=stop - start,
+            pieces=self._pieces(order, begin + start, piece, place, source, row_at.view(T, B), start, stop),
+            segments=None
+            if begins is None
+            else self._segments(begins - start, positions - start, place, source, (T, B), first_row, stop - start),
         )
+
+    def _pieces(
+        self,
+        order: Integers,
+        begin: Integers,
+        piece: Tensor,
+        place: Tensor,
+        source: Tensor,
+        row_at: Tensor,
+        start: int,
+        stop: int,
+    ) -> Pieces | None:
+        if not self.statistics:
+            return None
+        device = self.device
+        piece_at = torch.zeros(row_at.numel(), dtype=torch.int32, device=device)
+        piece_at[place] = piece.int()
+        document = np.searchsorted(self.text.document_offset, begin[order], side="right") - 1
+        tag_at = None
+        if self.text.words is not None:
+            tag_at = torch.full((row_at.numel(),), 255, dtype=torch.uint8, device=device)
+            tag_at[place] = torch.from_numpy(self.text.tags(start, stop)).to(device)[source]
+            tag_at = tag_at.view(row_at.shape)
+        return Pieces(
+            row_at.int(),
+            piece_at.view(row_at.shape),
+            torch.from_numpy(document).to(device),
+            torch.from_numpy(self.text.label[document]).to(device),
+            tag_at,
+        )
+
+    def _segments(
+        self,
+        begins: Integers,
+        positions: Integers,
+        place: Tensor,
+        source: Tensor,
+        shape: tuple[int, int],
+        first_row: int,
+        size: int,
+    ) -> Segments:
+        device = self.device
+        begin, last = torch.from_numpy(begins).to(device), torch.from_numpy(positions).to(device)
+        of = torch.searchsorted(last, source)
+        segment = torch.full((shape[0] * shape[1],), -1, dtype=torch.int32, device=device)
+        segment[place] = torch.where(source >= begin[of], of, -1).int()
+        sizes = np.append(positions + 1, size) - begins
+        return Segments(segment.view(shape), torch.from_numpy(sizes).to(device), first_row)
 
     def _borders(self, lane_lengths: Integers, also: int | None) -> list[int]:
         """The steps between which the windows lie: 0, ..., the length of the longest lane, and ``also`` among them."""

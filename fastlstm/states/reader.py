@@ -47,6 +47,8 @@ def open_states(path: str | Path) -> States:
         raise InputError(f"{store}: expected a states store (written by fastlstm dump)")
     if not attributes.complete:
         raise InputError(f"{store}: unfinished: give the same fastlstm dump command again, it goes on")
+    if "states" not in attributes.keeps:
+        raise InputError(f"{store}: holds statistics alone, which fastlstm.states.open_statistics reads")
     return States(store, attributes)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -55,9 +56,12 @@ class GroupBuffer:
 
     def take(self, cells: Tensor, packed: Packed, window: Window) -> None:
         """Put the rows among the states of a window where they belong."""
-        if window.last == window.first:
+        self.put(*packed.rows(cells, window))
+
+    def put(self, values: Tensor, row: Tensor) -> None:
+        """``values`` (n, U) are the rows ``row`` (n,) int64 of the group."""
+        if not len(row):
             return
-        values, row = packed.rows(cells, window)
         low, high = torch.aminmax(values)  # NaN if any is
         self._extremes[0] = torch.minimum(self._extremes[0], low)
         self._extremes[1] = torch.maximum(self._extremes[1], high)
@@ -69,11 +73,6 @@ class GroupBuffer:
             self._whole.view(-1, units).index_copy_(0, row, values)
         else:
             self._whole[row // block_rows, :, row % block_rows] = values.view(-1, columns, units)
-
-    def end(self) -> None:
-        """All rows have been put: what reads them waits for the device."""
-        if self._device.type == "cuda":
-            self.event = torch.cuda.current_stream(self._device).record_event()
 
     def check(self) -> None:
         """`UnfitError` if a row is not what the dtype can hold: not finite, or beyond ``LARGEST``."""
@@ -116,47 +115,62 @@ class _Pinned(threading.local):
 class ShardWriters:
     """``threads`` threads that write the shards of finished groups."""
 
-    def __init__(self, storage: Storage, layout: Layout, threads: int) -> None:
+    def __init__(self, storage: Storage, layout: Layout | None, threads: int) -> None:
         self._storage = storage
         self._layout = layout
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")
         self._pinned = _Pinned()
+
+    def fetch(self, tensors: dict[str, Tensor], event: torch.cuda.Event | None) -> Future[None]:
+        """Begin to replace small ``tensors``, ready at ``event``, by copies in the host's memory."""
+        return self._pool.submit(self._fetch, tensors, event)
+
+    def _fetch(self, tensors: dict[str, Tensor], event: torch.cuda.Event | None) -> None:
+        with self._stream_after(event):
+            for name, tensor in tensors.items():
+                tensors[name] = tensor.cpu()
 
     def write(self, buffer: GroupBuffer) -> list[Future[None]]:
         """Begin to write every shard of ``buffer``, which must not change until the last of them is done."""
         return [self._pool.submit(self._write, buffer, shard) for shard in buffer.shards()]
 
     def _write(self, buffer: GroupBuffer, shard: int) -> None:
-        self._storage.write_shard(shard, self._layout, self._on_host(buffer, buffer.blocks(shard)))
-
-    def _on_host(self, buffer: GroupBuffer, blocks: Tensor) -> Iterator[Block]:
-        if blocks.device.type != "cuda":
+        assert self._layout is not None
+        with self._stream_after(buffer.event):
             buffer.check()
-            yield from blocks.numpy()
+            blocks = buffer.blocks(shard)
+            on_host = self._on_host(blocks) if blocks.device.type == "cuda" else iter(blocks.numpy())
+            self._storage.write_shard(shard, self._layout, on_host)
+
+    def _on_host(self, blocks: Tensor) -> Iterator[Block]:
+        slots = self._pinned.slots
+        if not slots:
+            slots += [torch.empty(blocks.shape[1:], dtype=blocks.dtype, pin_memory=True) for _ in range(2)]
+
+        def copy(i: int) -> torch.cuda.Event:
+            slots[i % 2].copy_(blocks[i], non_blocking=True)
+            event: torch.cuda.Event = torch.cuda.current_stream(blocks.device).record_event()
+            return event
+
+        copied = copy(0)
+        for i in range(len(blocks)):
+            copied.synchronize()
+            if i + 1 < len(blocks):
+                copied = copy(i + 1)
+            yield slots[i % 2].numpy()
+
+    @contextmanager
+    def _stream_after(self, event: torch.cuda.Event | None) -> Iterator[None]:
+        """On a GPU, on a stream of this thread's own, after ``event``."""
+        if event is None:
+            yield
             return
-        pinned = self._pinned
-        with torch.cuda.device(blocks.device):
-            if pinned.stream is None:
-                pinned.slots = [torch.empty(blocks.shape[1:], dtype=blocks.dtype, pin_memory=True) for _ in range(2)]
-                pinned.stream = torch.cuda.Stream(blocks.device)  # type: ignore[no-untyped-call]
-            stream = pinned.stream
-            assert buffer.event is not None
-            stream.wait_event(buffer.event)
-            with torch.cuda.stream(stream):
-                buffer.check()
-
-            def copy(i: int) -> torch.cuda.Event:
-                with torch.cuda.stream(stream):
-                    pinned.slots[i % 2].copy_(blocks[i], non_blocking=True)
-                event: torch.cuda.Event = stream.record_event()
-                return event
-
-            copied = copy(0)
-            for i in range(len(blocks)):
-                copied.synchronize()
-                if i + 1 < len(blocks):
-                    copied = copy(i + 1)
-                yield pinned.slots[i % 2].numpy()
+        if self._pinned.stream is None:
+            self._pinned.stream = torch.cuda.Stream(event.device)  # type: ignore[no-untyped-call]
+        stream = self._pinned.stream
+        stream.wait_event(event)
+        with torch.cuda.device(event.device), torch.cuda.stream(stream):
+            yield
 
     def close(self, *, cancel: bool) -> None:
         """Wait for the threads; with ``cancel`` shards that are not begun are left out."""

@@ -362,12 +362,12 @@ def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": "every:0"}, "rows: expected all, document, word or every:K"),
+        ({"rows": "every:0"}, "rows: expected all, document, word, document-mean, word-mean or every:K"),
         ({"rows": "every:900"}, None),
         ({"rows": "every:901"}, "rows: every:901 picks no byte"),
         ({"rows": f"every:{10**18 - 1}"}, "picks no byte"),
-        ({"rows": f"every:{10**18}"}, "rows: expected all, document, word or every:K"),
-        ({"rows": "every:" + "9" * 5000}, "rows: expected all, document, word or every:K"),
+        ({"rows": f"every:{10**18}"}, "rows: expected all, document, word, document-mean, word-mean or every:K"),
+        ({"rows": "every:" + "9" * 5000}, "rows: expected all, document, word, document-mean, word-mean or every:K"),
         ({"units": [0, H]}, f"units: expected 0 to {H - 1}, got {H}"),
         ({"units": [1, 1]}, "units: expected different cells"),
         ({"dtype": "bfloat16"}, "dtype: expected float16 or float32, got 'bfloat16'"),
@@ -376,6 +376,10 @@ def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path
         ({"documents": 0}, "documents: expected a positive number"),
         ({"batch_size": 0}, "batch_size: expected 1 to 65536, got 0"),
         ({"precision": "fp8"}, "precision: expected auto or fp32 or bf16 or fp16, got 'fp8'"),
+        ({"keep": []}, "keep: expected states or statistics, got nothing"),
+        ({"keep": ["h"]}, "keep: expected states or statistics, got 'h'"),
+        ({"keep": ["statistics"], "state": "running"}, "statistics are of single states from zero, not of running"),
+        ({"keep": ["statistics"], "rows": "word-mean"}, "not of word-mean rows"),
         ({"threads": 0}, "threads: expected >= 1, got 0"),
         ({"batch_size": 10**20}, f"batch_size: expected 1 to 65536, got {10**20}"),
     ],
@@ -562,5 +566,6 @@ def test_killed_again_and_again_gives_the_same_bytes(checkpoint: Path, corpus: P
         "words": {"rows": "word", "batch_size": 4},
         "running": {"rows": "every:3", "state": "running"},
         "chosen": {"rows": "every:3", "units": [3, 1], "dtype": "float32", "batch_size": 3},
+        "both": {"rows": "word", "keep": ["states", "statistics"], "batch_size": 3},
     }
     killed_again_and_again(checkpoint, corpus, tmp_path, jobs)
