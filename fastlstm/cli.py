@@ -383,15 +383,24 @@ def _add_dump(commands: _Commands) -> None:
         _dump,
         "cell states of a text into a Zarr store",
         "The text is a corpus folder (from fastlstm prepare or fastlstm-probes label). A dump that was killed goes on\n"
-        "with the same command, to the same bytes.",
+        "with the same command, to the same bytes. Several processes given the same command share the work, whenever\n"
+        "they begin: under torchrun, as an array job, or by hand.",
     )
     parser.add_argument("checkpoint", type=Path, help="checkpoint or run folder")
     parser.add_argument("text", type=Path, help="corpus folder")
-    parser.add_argument("--out", type=Path, required=True, help="Zarr store to write")
+    parser.add_argument("--out", required=True, help="Zarr store to write: a folder, or a URL such as s3://bucket/name")
     parser.add_argument(
         "--rows",
         default="all",
-        help="which bytes get a row: all, document (last byte of each), word (last byte of each), every:K",
+        help="which bytes get a row: all, document (last byte of each), word (last byte of each), every:K; or the mean "
+        "over each: document-mean, word-mean",
+    )
+    parser.add_argument(
+        "--keep",
+        nargs="+",
+        choices=("states", "statistics"),
+        default=("states",),
+        help="states: every row; statistics: moments, histogram, largest values and sums by label of each cell",
     )
     parser.add_argument("--units", help="cells to store, for example 3,17,981; all if not given")
     parser.add_argument("--dtype", choices=("float16", "float32"), default="float16", help="of the stored states")
@@ -400,13 +409,24 @@ def _add_dump(commands: _Commands) -> None:
     )
     parser.add_argument("--splits", nargs="+", choices=("train", "valid", "test"), help="all if not given")
     parser.add_argument("--documents", type=int, help="the first so many documents of each split; all if not given")
-    parser.add_argument("--batch-size", type=int, default=64, help="documents run side by side")
+    parser.add_argument(
+        "--batch-size", type=int, help="lanes of text read side by side; 128 on a GPU, 64 or 16 on a CPU if not given"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("auto", "fp32", "bf16", "fp16"),
+        default="auto",
+        help="of weights and h: auto is fp16 on a GPU, fp32 on a CPU",
+    )
+    parser.add_argument("--worker", metavar="K/N", help="where this one of N processes begins; torchrun's if not given")
+    parser.add_argument("--threads", type=int, help="that write files; one a core, at most 8, if not given")
     parser.add_argument("--untrained", action="store_true", help="use the weights that training started from")
     _quiet(parser)
 
 
 def _dump(arguments: argparse.Namespace) -> None:
     from fastlstm.states.dump import dump
+    from fastlstm.states.jobs import Worker
 
     summary = dump(
         arguments.checkpoint,
@@ -420,6 +440,10 @@ def _dump(arguments: argparse.Namespace) -> None:
         documents=arguments.documents,
         untrained=arguments.untrained,
         batch_size=arguments.batch_size,
+        precision=arguments.precision,
+        worker=None if arguments.worker is None else Worker.parse(arguments.worker),
+        threads=arguments.threads,
+        keep=arguments.keep,
         progress=not arguments.quiet,
     )
     if summary.already_complete:

@@ -61,13 +61,19 @@ class ByteLM(nn.Module):
 
     @torch.no_grad()
     def cells(
-        self, ids: Tensor, state: State | None = None, resets: Tensor | None = None, *, units: Tensor | None = None
+        self,
+        ids: Tensor,
+        state: State | None = None,
+        resets: Tensor | None = None,
+        *,
+        units: Tensor | None = None,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, State]:
-        """Every cell state c_t (T, B, H) float32 after reading byte t of ``ids`` (T, B) uint8, and the final state.
+        """Every cell state c_t (T, B, H) after reading byte t of ``ids`` (T, B) uint8, and the final state.
 
-        ``units`` (U,): c_t of these cells alone, (T, B, U).
+        ``units`` (U,): c_t of these cells alone, (T, B, U). ``dtype``: of c_t, float32 if None.
         """
-        _, state, cells = self.lstm(ids, state, resets=resets, return_cells=True, cell_units=units)
+        _, state, cells = self.lstm(ids, state, resets=resets, return_cells=True, cell_units=units, cells_dtype=dtype)
         return cells, state
 
 

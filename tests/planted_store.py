@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 from fastlstm.corpus.shards import Document
 from fastlstm.states import ModelAttributes, States, StoreAttributes, TextAttributes, open_states
-from fastlstm.states.writer import StoreWriter
+from fastlstm.states.storage import LocalStorage
+from fastlstm.states.writer import write_store as write_whole_store
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,5 @@ def write_store(
         versions={"fastlstm": "0", "torch": "0", "zarr": "0"},
         complete=False,
     )
-    writer = StoreWriter(path, attributes, rows=len(position), arrays=arrays)
-    writer.append(states.astype(np.float32))
-    writer.finish()
+    write_whole_store(LocalStorage(path), attributes, arrays, states.astype(np.float32))
     return open_states(path)

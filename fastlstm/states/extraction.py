@@ -1,136 +1,371 @@
-"""A model reads a text: documents packed into lanes, or one stream, and the wanted states of its cells."""
+"""A model reads a text: pieces of documents packed into lanes, and the states of its cells on the model's device.
+
+The host plans which piece goes where and sends bytes and positions; what is needed of each byte (which row it is, where
+a document begins) is worked out on the device, by a prefetching thread on a stream of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import contextlib
+import queue
+import threading
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastlstm.errors import InputError
 from fastlstm.model import ByteLM
 from fastlstm.module import State
-from fastlstm.states.plan import Unit, pack
+from fastlstm.states.plan import Batch, Group, pack, plan_batches
 from fastlstm.states.rows import RowRule
-from fastlstm.states.schema import STORED_DTYPES, StoredDtype
 from fastlstm.states.text import Integers, Text
 
-WINDOW_VALUES = 1 << 22  # T * B * H of the cell states that exist at once
+# T * B * H of the cell states that exist at once: a CPU should have them in its cache, on a GPU a call should be long.
+WINDOW_VALUES = {"cpu": 1 << 22, "cuda": 1 << 28}
 MIN_STEPS, MAX_STEPS = 16, 1024
-LARGEST: dict[StoredDtype, float] = {name: torch.finfo(getattr(torch, name)).max for name in STORED_DTYPES}
 
 
 @dataclass(frozen=True)
 class Window:
-    """Rows (n, U) of the text up to ``stop``, read one byte after another from ``start`` with ``state`` before it."""
+    """Steps begin:end of the first ``lanes`` lanes, and the entries first:last of a batch's rows that lie in them."""
 
-    start: int
-    stop: int
-    state: State | None
-    values: npt.NDArray[Any]
+    begin: int
+    end: int
+    lanes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """For statistics: which documents the bytes of a batch belong to.
+
+    row (T, B) int32: negative where a byte is no row; piece (T, B) int32: index into the others; document (P,) int64;
+    label (P,) float32, NaN = none; tag (T, B) uint8, 255 = none, or None without words.
+    """
+
+    row: Tensor
+    piece: Tensor
+    document: Tensor
+    label: Tensor
+    tag: Tensor | None
+
+
+@dataclass(frozen=True)
+class Segments:
+    """For means: which bytes each row is the mean of.
+
+    segment (T, B) int32: from 0 on, negative = of none; size (R + 1,) int64: bytes of each. Segment i is the row
+    first_row + i of the group; the last one, of size 0 or more, is what goes on in the next batch.
+    """
+
+    segment: Tensor
+    size: Tensor
+    first_row: int
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A batch of ``group`` (``last``: its last one) on the device.
+
+    ids (T, B) uint8; resets (T, B) bool; where (n,) int64: the rows' places t * B + b, ascending; row (n,) int64: which
+    row of the group each is. carry_lane: the lane that the state carried in begins with; out: step and lane after which
+    the state is carried out. size: bytes of text, read or passed over.
+    """
+
+    group: Group
+    last: bool
+    ids: Tensor
+    resets: Tensor
+    where: Tensor
+    row: Tensor
+    windows: tuple[Window, ...]
+    carry_lane: int | None
+    out: tuple[int, int] | None
+    size: int
+    pieces: Pieces | None
+    segments: Segments | None
+
+    def rows(self, cells: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """The rows among ``cells`` (T, B, U) of ``window``: states (n, U), and which rows (n,) of the group."""
+        flat = cells.flatten(0, 1)
+        row = self.row[window.first : window.last]
+        if len(row) < len(flat):
+            lanes = self.ids.shape[1]
+            where = self.where[window.first : window.last] - window.begin * lanes
+            if window.lanes < lanes:
+                where = where // lanes * window.lanes + where % lanes
+            flat = flat.index_select(0, where)
+        return flat, row
+
+    def record(self, stream: torch.cuda.Stream) -> None:
+        """Keep the tensors' memory until ``stream`` has used them."""
+        held: list[Tensor | None] = [self.ids, self.resets, self.where, self.row]
+        if self.pieces is not None:
+            held += [self.pieces.row, self.pieces.piece, self.pieces.document, self.pieces.label, self.pieces.tag]
+        if self.segments is not None:
+            held += [self.segments.segment, self.segments.size]
+        for tensor in held:
+            if tensor is not None:
+                tensor.record_stream(stream)
+
+
+class Sink(Protocol):
+    """Takes the states of a window, on the model's device."""
+
+    def take(self, cells: Tensor, packed: Packed, window: Window) -> None:
+        """``cells`` (T, B, U): the states of ``window``, also of bytes that are no rows."""
 
 
 @dataclass(frozen=True)
 class Extraction:
-    """A model and a text, and which states of it are wanted in which dtype (columns None = all cells)."""
+    """A model and a text, and which states of it are wanted in which dtype (columns None = all cells).
+
+    row_offset (D+1,): of the text's documents. running: the state is carried through all of them. statistics: batches
+    come with `Pieces`, with a rule of means always with `Segments`. tags: of the text's words, 0 without words.
+    """
 
     model: ByteLM
     text: Text
     rule: RowRule
+    row_offset: Integers
+    running: bool
     columns: Tensor | None
-    dtype: StoredDtype
+    dtype: torch.dtype
+    batch_size: int
+    statistics: bool = False
+    tags: int = 0
 
-    def packed(self, unit: Unit, lanes: int, advance: Callable[[int], object]) -> npt.NDArray[Any]:
-        """The rows (n, U) of a unit, its documents read in ``lanes`` lanes, each starting at zero.
+    @cached_property
+    def document_offset(self) -> Integers:
+        """Of what is read from zero: the text's documents, or with a running state the whole text as one."""
+        return self.text.document_offset[[0, -1]] if self.running else self.text.document_offset
 
-        ``advance`` is told how many bytes have been read since it was called last.
-        """
-        text = self.text.read(unit.start, unit.stop)
-        positions = self.rule.positions(self.text, unit.start, unit.stop)
-        offset = self.text.document_offset[unit.first : unit.last + 1] - unit.start
-        # What follows a document's last row need not be read.
-        last_row = np.searchsorted(positions, offset[1:] + unit.start) - 1
-        ends = positions[last_row] + 1 - unit.start  # of an earlier document where this one has no row
-        packed = pack(np.maximum(ends - offset[:-1], 0) * (last_row >= 0), lanes)
+    @cached_property
+    def read_row_offset(self) -> Integers:
+        """The rows of what is read from zero."""
+        return self.row_offset[[0, -1]] if self.running else self.row_offset
 
-        row_of = np.full(len(text), -1)
-        row_of[positions - unit.start] = np.arange(len(positions))
-        order = [np.concatenate([np.arange(offset[document], ends[document]) for document in lane]) for lane in packed]
-        is_start = np.zeros(len(text), bool)
-        is_start[offset[:-1]] = True
-        lengths = np.array([len(lane) for lane in order])
-        lane_begin = np.cumsum(lengths) - lengths
-        source = np.concatenate(order)
+    def position(self, row: int) -> int:
+        """Which byte of the text a row of the store is."""
+        return self.rule.position(self.text, self.row_offset, row)
 
-        width = len(self.columns) if self.columns is not None else self.model.hidden_size
-        values = np.empty((len(positions), width), self.dtype)
-        steps = _window_steps(len(packed), self.model.hidden_size)
-        state: State | None = None
-        for begin in range(0, int(lengths[0]), steps):
-            active = int((lengths > begin).sum())  # lanes come longest first
-            time_index = np.arange(begin, min(begin + steps, int(lengths[0])))[:, None]
-            inside = time_index < lengths[:active]
-            # A lane that has ended reads its first byte again, and nobody looks.
-            read = source[lane_begin[:active] + np.where(inside, time_index, 0)]
-            if state is not None:
-                state = state[0][..., :active, :].contiguous(), state[1][..., :active, :].contiguous()
-            cells, state = self._cells(text[read], state, is_start[read] & inside)
-            step, lane = np.nonzero(inside & (row_of[read] >= 0))
-            row = row_of[read[step, lane]]
-            values[row] = self._stored(cells, step, lane, positions[row])
-            advance(int(inside.sum()))
-        advance(len(text) - len(source))
-        return values
+    @property
+    def device(self) -> torch.device:
+        return self.model.head.weight.device
 
-    def stream(self, start: int, stop: int, state: State | None = None) -> Iterator[Window]:
-        """The rows of start:stop in order, in windows of one lane; the state before ``start`` is zero if None."""
-        steps = _window_steps(1, self.model.hidden_size)
-        for begin in range(start, stop, steps):
-            end = min(begin + steps, stop)
-            before = state
-            cells, state = self._cells(self.text.read(begin, end)[:, None], before, None)
-            positions = self.rule.positions(self.text, begin, end)
-            step = positions - begin
-            yield Window(begin, end, before, self._stored(cells, step, np.zeros_like(step), positions))
+    def run(self, packed: Packed, carry: State | None, sinks: Sequence[Sink]) -> State | None:
+        """Read a batch from the state ``carry`` (h and c (1, 1, H)) on, and return the state that it carries out."""
+        out: State | None = None
+        state = self._begin(packed, carry)
+        for window in packed.windows:
+            if state is not None and state[0].shape[1] > window.lanes:
+                state = state[0][:, : window.lanes].contiguous(), state[1][:, : window.lanes].contiguous()
+            steps = slice(window.begin, window.end), slice(window.lanes)
+            cells, state = self.model.cells(
+                packed.ids[steps], state, packed.resets[steps], units=self.columns, dtype=self.dtype
+            )
+            for sink in sinks:
+                sink.take(cells, packed, window)
+            if packed.out is not None and packed.out[0] == window.end:
+                lane = slice(packed.out[1], packed.out[1] + 1)
+                out = state[0][:, lane].contiguous(), state[1][:, lane].contiguous()
+        return out
 
-    def _cells(
-        self, ids: npt.NDArray[np.uint8], state: State | None, resets: npt.NDArray[np.bool_] | None
-    ) -> tuple[Tensor, State]:
-        device = self.model.head.weight.device
-        return self.model.cells(
-            torch.from_numpy(ids).to(device),
-            None if state is None else (state[0].to(device), state[1].to(device)),
-            None if resets is None else torch.from_numpy(resets).to(device),
-            units=self.columns,
+    def _begin(self, packed: Packed, carry: State | None) -> State | None:
+        if packed.carry_lane is None:
+            return None
+        assert carry is not None
+        lanes = packed.ids.shape[1]
+        state = tuple(part.new_zeros(1, lanes, part.shape[2], device=self.device) for part in carry)
+        for whole, part in zip(state, carry, strict=True):
+            whole[:, packed.carry_lane] = part[:, 0].to(self.device)
+        return state[0], state[1]
+
+    def batches(self, groups: Iterable[Group]) -> Generator[Packed]:
+        """The batches of ``groups``, on a GPU each prepared while the one before is read."""
+        if self.device.type == "cuda":
+            yield from self._prefetched(groups)
+        else:
+            for group in groups:
+                yield from self._packed(group)
+
+    def _prefetched(self, groups: Iterable[Group]) -> Iterator[Packed]:
+        ready: queue.Queue[tuple[Packed, torch.cuda.Event] | BaseException | None] = queue.Queue(1)
+        stopped = threading.Event()
+
+        def put(item: tuple[Packed, torch.cuda.Event] | BaseException | None) -> None:
+            while not stopped.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(item, timeout=0.1)
+                    return
+
+        def prepare() -> None:
+            try:
+                stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+                with torch.cuda.device(self.device), torch.cuda.stream(stream), torch.no_grad():
+                    for packed in (packed for group in groups for packed in self._packed(group)):
+                        put((packed, stream.record_event()))
+                        if stopped.is_set():
+                            return
+                put(None)
+            except BaseException as error:  # raised in the thread that waits for the batch
+                put(error)
+
+        thread = threading.Thread(target=prepare, name="fastlstm-batches", daemon=True)
+        thread.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                packed, event = item
+                current = torch.cuda.current_stream(self.device)
+                current.wait_event(event)
+                packed.record(current)
+                yield packed
+        finally:
+            stopped.set()
+            thread.join()
+
+    def _packed(self, group: Group) -> Iterator[Packed]:
+        row = group.first_row if group.carried_in else int(self.read_row_offset[group.first])
+        for batch in plan_batches(group, self.document_offset, self.batch_size):
+            positions = self.rule.positions(self.text, int(batch.begin[0]), int(batch.end[-1]))
+            # A document that is read again has rows that the group before wrote.
+            again = min(len(positions), max(0, group.first_row - row))
+            begins = None
+            if self.rule.mean:
+                begins = self.rule.begins(self.text, int(batch.begin[0]), int(batch.end[-1]))[again:]
+            yield self._pack(group, batch, positions[again:], begins, row + again - group.first_row)
+            row += len(positions)
+
+    def _pack(self, group: Group, batch: Batch, positions: Integers, begins: Integers | None, first_row: int) -> Packed:
+        """``positions``: of the batch's rows; ``begins``: `RowRule.begins`; ``first_row``: of the group, the first."""
+        start, stop = int(batch.begin[0]), int(batch.end[-1])
+        begin, end = batch.begin - start, batch.end - start
+        # What follows the last row of a document need not be read, unless its state is wanted.
+        last = np.searchsorted(positions, batch.end) - 1
+        reached = np.where(last >= 0, positions[last] + 1 - start, 0) if len(positions) else np.zeros_like(end)
+        kept = len(end) - 1 if batch.carries_out else len(end)
+        end[:kept] = np.maximum(np.minimum(reached, end), begin)[:kept]
+        lengths = end - begin
+
+        carrying = ([0] if batch.carried_in and lengths[0] else []) + ([len(end) - 1] if batch.carries_out else [])
+        own = sorted(set(carrying))
+        others = lengths.copy()
+        others[own] = 0
+        packed = [[piece] for piece in own] + pack(others, max(1, self.batch_size - len(own)))
+        packed.sort(key=lambda lane: -int(lengths[lane].sum()))
+        lane_lengths = np.array([int(lengths[lane].sum()) for lane in packed])
+        carry_lane = packed.index([0]) if batch.carried_in and lengths[0] else None
+        out_lane = packed.index([len(end) - 1]) if batch.carries_out else None
+        out = None if out_lane is None else (int(lane_lengths[out_lane]), out_lane)
+
+        order = np.concatenate([np.array(lane) for lane in packed]) if packed else np.empty(0, np.int64)
+        lane_of = np.repeat(np.arange(len(packed)), [len(lane) for lane in packed])
+        # The step at which each piece begins.
+        steps = np.cumsum(lengths[order]) - lengths[order] - (np.cumsum(lane_lengths) - lane_lengths)[lane_of]
+        pieces = np.stack([begin[order], lengths[order], steps, lane_of])
+        borders = self._borders(lane_lengths, None if out is None else out[0])
+
+        T, B, size, device = borders[-1], len(packed), int(lane_lengths.sum()), self.device
+        source_begin, length, step, lane = torch.from_numpy(pieces).to(device)
+        piece = torch.repeat_interleave(torch.arange(len(order), device=device), length, output_size=size)
+        inside = torch.arange(size, device=device) - (length.cumsum(0) - length)[piece]
+        source, place = source_begin[piece] + inside, (step[piece] + inside) * B + lane[piece]
+        ids = torch.zeros(T * B, dtype=torch.uint8, device=device)
+        ids[place] = torch.from_numpy(self.text.read(start, stop)).to(device)[source]
+        resets = torch.zeros(T * B, dtype=torch.bool, device=device)
+        resets[step * B + lane] = True
+        if carry_lane is not None:
+            resets[carry_lane] = False
+        row_of = torch.full((stop - start,), -1, device=device)
+        row_of[torch.from_numpy(positions - start).to(device)] = torch.arange(len(positions), device=device) + first_row
+        row_at = torch.full((T * B,), -1, device=device)
+        row_at[place] = row_of[source]
+        where = (row_at >= 0).nonzero().flatten()
+        entries = torch.searchsorted(where, torch.tensor(borders, device=device) * B).tolist()
+        windows = tuple(
+            Window(begin, end, int((lane_lengths > begin).sum()), first, last)
+            for (begin, end), (first, last) in zip(pairwise(borders), pairwise(entries), strict=True)
+        )
+        return Packed(
+            group=group,
+            last=batch.last,
+            ids=ids.view(T, B),
+            resets=resets.view(T, B),
+            where=where,
+            row=row_at[where],
+            windows=windows,
+            carry_lane=carry_lane,
+            out=out,
+            size=stop - start,
+            pieces=self._pieces(order, begin + start, piece, place, source, row_at.view(T, B), start, stop),
+            segments=None
+            if begins is None
+            else self._segments(begins - start, positions - start, place, source, (T, B), first_row, stop - start),
         )
 
-    def _stored(self, cells: Tensor, step: Integers, lane: Integers, positions: Integers) -> npt.NDArray[Any]:
-        """The cells (T, B, U) at (step, lane), in the stored dtype, checked to fit it."""
-        values = cells[torch.from_numpy(step).to(cells.device), torch.from_numpy(lane).to(cells.device)]
-        largest = LARGEST[self.dtype]
-        # NaN is the maximum of whatever holds one, and not <= anything.
-        if values.numel() and not float(values.abs().max()) <= largest:
-            self._refuse(~(values.abs() <= largest), values, positions)
-        stored: npt.NDArray[Any] = values.to(getattr(torch, self.dtype)).cpu().numpy()
-        return stored
-
-    def _refuse(self, wrong: Tensor, values: Tensor, positions: Integers) -> None:
-        row, column = (int(index) for index in wrong.nonzero()[0])
-        position, value = int(positions[row]), float(values[row, column])
-        document = int(np.searchsorted(self.text.document_offset, position, side="right")) - 1
-        unit = column if self.columns is None else int(self.columns[column])
-        where = (
-            f"document {self.text.ids[document]!r}, byte {position - self.text.document_offset[document]}, "
-            f"unit {unit}: cell state {value:g}"
+    def _pieces(
+        self,
+        order: Integers,
+        begin: Integers,
+        piece: Tensor,
+        place: Tensor,
+        source: Tensor,
+        row_at: Tensor,
+        start: int,
+        stop: int,
+    ) -> Pieces | None:
+        if not self.statistics:
+            return None
+        device = self.device
+        piece_at = torch.zeros(row_at.numel(), dtype=torch.int32, device=device)
+        piece_at[place] = piece.int()
+        document = np.searchsorted(self.text.document_offset, begin[order], side="right") - 1
+        tag_at = None
+        if self.text.words is not None:
+            tag_at = torch.full((row_at.numel(),), 255, dtype=torch.uint8, device=device)
+            tag_at[place] = torch.from_numpy(self.text.tags(start, stop)).to(device)[source]
+            tag_at = tag_at.view(row_at.shape)
+        return Pieces(
+            row_at.int(),
+            piece_at.view(row_at.shape),
+            torch.from_numpy(document).to(device),
+            torch.from_numpy(self.text.label[document]).to(device),
+            tag_at,
         )
-        if np.isfinite(value):
-            raise InputError(f"{where} is beyond float16 (at most 65504): use --dtype float32, in another store")
-        raise InputError(f"{where} is not finite: the model's weights have diverged")
 
+    def _segments(
+        self,
+        begins: Integers,
+        positions: Integers,
+        place: Tensor,
+        source: Tensor,
+        shape: tuple[int, int],
+        first_row: int,
+        size: int,
+    ) -> Segments:
+        device = self.device
+        begin, last = torch.from_numpy(begins).to(device), torch.from_numpy(positions).to(device)
+        of = torch.searchsorted(last, source)
+        segment = torch.full((shape[0] * shape[1],), -1, dtype=torch.int32, device=device)
+        segment[place] = torch.where(source >= begin[of], of, -1).int()
+        sizes = np.append(positions + 1, size) - begins
+        return Segments(segment.view(shape), torch.from_numpy(sizes).to(device), first_row)
 
-def _window_steps(lanes: int, hidden_size: int) -> int:
-    return min(MAX_STEPS, max(MIN_STEPS, WINDOW_VALUES // (lanes * hidden_size)))
+    def _borders(self, lane_lengths: Integers, also: int | None) -> list[int]:
+        """The steps between which the windows lie: 0, ..., the length of the longest lane, and ``also`` among them."""
+        values = WINDOW_VALUES[self.device.type] // self.model.hidden_size
+        total = int(lane_lengths[0]) if len(lane_lengths) else 0
+        borders = [0]
+        while (begin := borders[-1]) < total:
+            lanes = int((lane_lengths > begin).sum())
+            end = min(total, begin + min(MAX_STEPS, max(MIN_STEPS, values // lanes)))
+            borders.append(also if also is not None and begin < also < end else end)
+        return borders

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,43 +12,52 @@ import numpy.typing as npt
 import zarr
 
 from fastlstm.errors import InputError
-from fastlstm.states.schema import ARRAYS, ATTRIBUTE, STORED_DTYPES, WORD_ARRAYS, StoreAttributes
+from fastlstm.states.schema import ARRAYS, ATTRIBUTE, BLOCK_ROWS, STORED_DTYPES, WORD_ARRAYS, StoreAttributes
+from fastlstm.states.shard_reader import ShardReader, layout_of
+from fastlstm.states.storage import LocalStorage, Storage, storage_at
 
 # What Zarr raises for a zarr.json that is not what it expects, down to a list where an object should be.
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
 
 
-def read_attributes(path: Path) -> StoreAttributes | None:
-    """The attributes of the store at ``path``, finished or not; None if there is no states store."""
+def read_attributes(store: Storage) -> StoreAttributes | None:
+    """The attributes of a store, finished or not; None if there is no states store."""
     try:
-        group = zarr.open_group(path.resolve(), mode="r", zarr_format=3)
+        group = zarr.open_group(store.zarr(read_only=True), mode="r", zarr_format=3)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except METADATA_ERRORS as error:
-        raise InputError(f"{path / 'zarr.json'}: not the metadata of a Zarr v3 group ({error})") from error
+        raise InputError(f"{store}/zarr.json: not the metadata of a Zarr v3 group ({error})") from error
     values = group.attrs.asdict().get(ATTRIBUTE)
-    return None if values is None else StoreAttributes.from_json(values, str(path))
+    return None if values is None else StoreAttributes.from_json(values, str(store))
 
 
 def open_states(path: str | Path) -> States:
-    """Open a finished store; InputError naming it if it is missing, not a states store, unfinished or damaged."""
-    folder = Path(path)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: expected a states store, found {'a file' if folder.exists() else 'nothing'}")
-    attributes = read_attributes(folder)
+    """Open a finished store, a folder or a URL of an object store.
+
+    InputError naming it if it is missing, not a states store, unfinished or damaged.
+    """
+    store = storage_at(path)
+    if store.is_empty() and not (isinstance(store, LocalStorage) and store.path.exists()):
+        raise InputError(f"{store}: expected a states store, found nothing")
+    if store.is_file():
+        raise InputError(f"{store}: expected a states store, found a file")
+    attributes = read_attributes(store)
     if attributes is None:
-        raise InputError(f"{folder}: expected a states store (a folder written by fastlstm dump)")
+        raise InputError(f"{store}: expected a states store (written by fastlstm dump)")
     if not attributes.complete:
-        raise InputError(f"{folder}: unfinished: give the same fastlstm dump command again, it goes on")
-    return States(folder, attributes)
+        raise InputError(f"{store}: unfinished: give the same fastlstm dump command again, it goes on")
+    if "states" not in attributes.keeps:
+        raise InputError(f"{store}: holds statistics alone, which fastlstm.states.open_statistics reads")
+    return States(store, attributes)
 
 
-def open_array(group: zarr.Group, path: Path, name: str) -> zarr.Array[Any]:
+def open_array(group: zarr.Group, path: Path | str, name: str) -> zarr.Array[Any]:
     """The array ``name`` of the store at ``path``; InputError naming it if it is missing or its metadata damaged."""
     try:
         array = group.get(name)
     except METADATA_ERRORS as error:
-        raise InputError(f"{path / name / 'zarr.json'}: not the metadata of a Zarr v3 array ({error})") from error
+        raise InputError(f"{path}/{name}/zarr.json: not the metadata of a Zarr v3 array ({error})") from error
     if not isinstance(array, zarr.Array):
         raise InputError(f"{path}: array {name} is missing: the store is damaged")
     return array
@@ -59,13 +69,16 @@ class States:
     rows, documents: how many. states: the Zarr array itself, (N, U) float16 or float32.
     """
 
-    def __init__(self, path: Path, attributes: StoreAttributes) -> None:
+    def __init__(self, store: Storage, attributes: StoreAttributes) -> None:
+        path: Path | str = store.path if isinstance(store, LocalStorage) else str(store)
         self.path = path
         self.attributes = attributes
-        self._group = zarr.open_group(path.resolve(), mode="r", zarr_format=3)
+        self._group = zarr.open_group(store.zarr(read_only=True), mode="r", zarr_format=3)
         self.states = self._array("states")
         if len(self.states.shape) != 2 or str(self.states.dtype) not in STORED_DTYPES:
             raise InputError(f"{path}: states: expected (N, U) {' or '.join(STORED_DTYPES)}, got {_kind(self.states)}")
+        layout = layout_of(self.states)
+        self._shards = ShardReader(store.path, layout) if layout and isinstance(store, LocalStorage) else None
         self.has_words = attributes.text.tagset is not None
         self._check_shapes()
         self.rows: int = self.states.shape[0]
@@ -103,18 +116,33 @@ class States:
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.float32]:
         """Rows start:stop (cut at N), float32 (rows, U); InputError if a chunk is damaged or missing."""
-        return self._values((slice(start, stop), slice(None)), f"rows {start}:{stop}")
+        return self._rows(start, stop, np.dtype(np.float32))
+
+    def scan(self, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
+        """All rows in order, ``rows`` at a time, in the stored dtype (rows, U); errors as of `read`."""
+        for start in range(0, self.rows, rows):
+            yield self._rows(start, start + rows, self.states.dtype)
 
     def column(self, unit: int) -> npt.NDArray[np.float32]:
         """The cell ``unit`` over all rows, float32 (N,); InputError if the store does not hold that cell."""
         columns = np.flatnonzero(self.units == unit)
         if len(columns) == 0:
             raise InputError(f"{self.path}: unit {unit} is not stored (it holds {len(self.units)} units)")
-        return self._values((slice(None), int(columns[0])), f"unit {unit}")
+        dtype = np.dtype(np.float32)
+        if self._shards is not None:
+            return self._shards.column(int(columns[0]), dtype)
+        return self._decoded((slice(None), int(columns[0])), dtype, f"unit {unit}")
 
-    def _values(self, selection: tuple[slice, slice | int], what: str) -> npt.NDArray[np.float32]:
+    def _rows(self, start: int, stop: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        start, stop, _ = slice(start, stop).indices(self.rows)
+        if self._shards is not None:
+            return self._shards.read(start, max(start, stop), dtype)
+        return self._decoded((slice(start, stop), slice(None)), dtype, f"rows {start}:{stop}")
+
+    def _decoded(self, selection: tuple[slice, slice | int], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
+        """Through Zarr: stores that are not local, or that another program wrote anew in its own layout."""
         try:
-            values = np.asarray(self.states[selection], dtype=np.float32)
+            values = np.asarray(self.states[selection], dtype=dtype)
         except ValueError as error:
             raise InputError(f"{self.path}: states, {what}: a chunk is damaged ({error})") from error
         # A missing chunk reads as the fill value, NaN; what was written is finite.

@@ -20,24 +20,31 @@ class RowRule:
 
     "all": every byte. "document": the last byte of each document. "word": the last byte of each word: of the annotated
     words if the text has them, else of the runs of bytes that are not ASCII white space. "every:K": the bytes K - 1,
-    2K - 1, ... of each document.
+    2K - 1, ... of each document. "document-mean", "word-mean": the same positions, and a row is the mean over all bytes
+    of the document or word that ends there.
     """
 
     name: str
     every: int = 1
+    mean: bool = False
 
     @classmethod
     def parse(cls, rule: str) -> RowRule:
         """From its spelling on the command line; InputError if it is none."""
         if rule in ("all", "document", "word"):
             return cls(rule)
+        if rule in ("document-mean", "word-mean"):
+            return cls(rule.removesuffix("-mean"), mean=True)
         kind, _, number = rule.partition(":")
         if kind == "every" and number.isascii() and number.isdigit() and len(number) < 19 and int(number) > 0:
             return cls("every", int(number))
-        raise InputError(f"rows: expected all, document, word or every:K with K from 1 to 10^18 - 1, got {rule!r}")
+        raise InputError(
+            f"rows: expected all, document, word, document-mean, word-mean or every:K with K from 1 "
+            f"to 10^18 - 1, got {rule!r}"
+        )
 
     def __str__(self) -> str:
-        return f"every:{self.every}" if self.name == "every" else self.name
+        return f"every:{self.every}" if self.name == "every" else self.name + "-mean" * self.mean
 
     def positions(self, text: Text, start: int, stop: int) -> Integers:
         """The picked positions in start:stop of the text, int64, ascending."""
@@ -46,14 +53,45 @@ class RowRule:
         if self.name == "document":
             return _last_bytes(text.document_offset, start, stop)
         if self.name == "every":
-            position = np.arange(start, stop)
-            document = np.searchsorted(text.document_offset, position, side="right") - 1
-            in_document = position - text.document_offset[document]
-            picked: Integers = position[(in_document + 1) % self.every == 0]
+            first = int(np.searchsorted(text.document_offset, start, side="right")) - 1
+            last = int(np.searchsorted(text.document_offset, stop))
+            offset = text.document_offset[first : last + 1]
+            # Of each document, those before start, and up to stop.
+            skipped = np.maximum(start - offset[:-1], 0) // self.every
+            counts = (np.minimum(offset[1:], stop) - offset[:-1]) // self.every - skipped
+            within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+            picked: Integers = np.repeat(offset[:-1] + (skipped + 1) * self.every - 1, counts) + within * self.every
             return picked
         if text.words is not None:
             return _last_bytes(text.words.end, start, stop)
         return start + np.flatnonzero(_run_ends(text, start, stop))
+
+    def begins(self, text: Text, start: int, stop: int) -> Integers:
+        """Where the document or word of each of `positions` of start:stop begins, and last, the one that ``stop`` cuts.
+
+        int64; ``start`` for one that began before; ``stop`` if ``stop`` cuts none.
+        """
+        documents = text.document_offset
+        if self.name == "word" and text.words is not None:
+            first, last = np.searchsorted(text.words.end, start, side="right"), np.searchsorted(text.words.start, stop)
+            begins = text.words.start[first:last]
+        elif self.name == "word":
+            inside = ~_IS_SPACE[text.read(start, stop)]
+            before = np.concatenate([[False], inside[:-1]])
+            before[documents[slice(*np.searchsorted(documents, (start, stop)))] - start] = False
+            begins = start + np.flatnonzero(inside & ~before)
+        else:
+            begins = documents[np.searchsorted(documents[1:], start, side="right") : np.searchsorted(documents, stop)]
+        begins = np.maximum(begins, start)
+        return begins if len(begins) > len(self.positions(text, start, stop)) else np.append(begins, stop)
+
+    def position(self, text: Text, row_offset: Integers, row: int) -> int:
+        """The picked position of index ``row``; ``row_offset`` as below."""
+        if self.name == "all":
+            return row
+        document = int(np.searchsorted(row_offset, row, side="right")) - 1
+        start, stop = (int(offset) for offset in text.document_offset[document : document + 2])
+        return int(self.positions(text, start, stop)[row - int(row_offset[document])])
 
     def row_offset(self, text: Text) -> Integers:
         """int64 (D+1,): document d has the rows row_offset[d]:row_offset[d+1]."""

@@ -17,7 +17,8 @@ With N rows, U units, M bytes of text, D documents, W annotated words, ids of at
     word_tag         (W,)     uint8    index into text.tagset
 
 The group's attribute "fastlstm_states" is a `StoreAttributes`. Nothing is compressed, and nothing in a store depends
-on when, where or in how many attempts it was written: equal inputs give equal bytes.
+on when, where, by how many workers or in how many attempts it was written: equal inputs give equal bytes. How `states`
+lies in files: `layout.py`.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ from fastlstm.errors import InputError
 FORMAT_VERSION = 1
 ATTRIBUTE = "fastlstm_states"
 BLOCK_ROWS = 4096  # rows of a chunk of `states`
-BLOCK_UNITS = 256  # columns of a chunk of `states`
 BLOCK_VALUES = 1 << 20  # values of a chunk of any other array
-PROGRESS = ".progress"  # ending of the file beside an unfinished store
+STATISTICS = "statistics"  # the group of a store that `statistics.py` describes
+PROGRESS = ".progress"  # ending of the folder beside an unfinished store
 
 StateRule = Literal["document", "running"]
 StoredDtype = Literal["float16", "float32"]
+Precision = Literal["fp32", "bf16", "fp16"]
 STATE_RULES: tuple[StateRule, ...] = get_args(StateRule)
 STORED_DTYPES: tuple[StoredDtype, ...] = get_args(StoredDtype)
+Keep = Literal["states", "statistics"]
+KEEPS: tuple[Keep, ...] = get_args(Keep)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 WORD_ARRAYS = ("word_start", "word_end", "word_tag")
 # Every array but `states`: its dimensions and dtype.
@@ -93,7 +98,8 @@ class StoreAttributes:
 
     rows: "all", "document", "word" or "every:K" (`rows.py`). units: the columns, None = every cell. state: "document"
     (zero before each document) or "running" (carried through all documents). batch_size: lanes of text read together,
-    1 for a running state; it decides the last bits of a state. versions: of fastlstm, torch and zarr.
+    1 for a running state; it decides the last bits of a state. precision: of weights and h, "fp32", "bf16" or "fp16"
+    (c and the sums are float32 in any). keeps: "states", "statistics" or both. versions: of fastlstm, torch and zarr.
     """
 
     format_version: int
@@ -106,11 +112,14 @@ class StoreAttributes:
     batch_size: int
     versions: dict[str, str]
     complete: bool
+    precision: str = "fp32"
+    keeps: tuple[str, ...] = ("states",)
 
     def to_json(self) -> dict[str, Any]:
         """The value of the group's attribute."""
         values: dict[str, Any] = dataclasses.asdict(self)
-        for holder, name in ((values, "units"), (values["text"], "tagset"), (values["text"], "splits")):
+        lists = ((values, "units"), (values, "keeps"), (values["text"], "tagset"), (values["text"], "splits"))
+        for holder, name in lists:
             holder[name] = None if holder[name] is None else list(holder[name])
         return values
 
@@ -131,6 +140,7 @@ class StoreAttributes:
                     "model": ModelAttributes(**values["model"]),
                     "text": TextAttributes(**text),
                     "units": units,
+                    "keeps": tuple(values.get("keeps", ("states",))),
                 }
             )
         except (TypeError, KeyError) as error:

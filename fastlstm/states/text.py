@@ -54,6 +54,17 @@ class Text:
             parts.append(segment[max(0, start - offset) : stop - offset])
         return np.concatenate(parts) if parts else np.empty(0, np.uint8)
 
+    def tags(self, start: int, stop: int) -> Bytes:
+        """(stop - start,): the tag of the word that covers each byte of start:stop, 255 where none does."""
+        tags = np.full(stop - start, 255, np.uint8)
+        if self.words is not None:
+            first, last = np.searchsorted(self.words.end, start, side="right"), np.searchsorted(self.words.start, stop)
+            begin = np.maximum(self.words.start[first:last], start) - start
+            length = np.minimum(self.words.end[first:last], stop) - start - begin
+            within = np.arange(length.sum()) - np.repeat(np.cumsum(length) - length, length)
+            tags[np.repeat(begin, length) + within] = np.repeat(self.words.tag[first:last], length)
+        return tags
+
     def ranges(self, size: int) -> Iterator[tuple[int, int]]:
         """The text cut into (start, stop) of ``size`` bytes, the last one shorter."""
         for start in range(0, len(self), size):

@@ -1,14 +1,10 @@
-"""Writing a states store in whole chunks, in order, each once, so that a kill at any moment costs seconds at most."""
+"""A states store from its beginning to the mark that it is complete; the shards of `states` come from `shards.py`."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -16,25 +12,11 @@ import numpy.typing as npt
 import zarr
 
 from fastlstm.errors import InputError
-from fastlstm.files import naming, sync_folder
-from fastlstm.states.progress import (
-    Carry,
-    Progress,
-    progress_path,
-    read_progress,
-    remove_progress,
-    write_progress,
-)
-from fastlstm.states.reader import open_array, read_attributes
-from fastlstm.states.schema import (
-    ARRAYS,
-    ATTRIBUTE,
-    BLOCK_ROWS,
-    BLOCK_UNITS,
-    BLOCK_VALUES,
-    StoreAttributes,
-    differences,
-)
+from fastlstm.states.layout import Layout
+from fastlstm.states.progress import Begun, Progress
+from fastlstm.states.reader import read_attributes
+from fastlstm.states.schema import ARRAYS, ATTRIBUTE, BLOCK_VALUES, StoreAttributes, differences
+from fastlstm.states.storage import Storage
 
 Found = Literal["nothing", "unfinished", "finished"]
 
@@ -47,177 +29,108 @@ class Stream:
     pieces: Iterable[npt.NDArray[Any]]
 
 
-def find_store(path: Path, wanted: StoreAttributes) -> Found:
-    """What is at ``path`` already; InputError, naming what differs, if it is anything but the wanted store.
+def find_store(store: Storage, wanted: StoreAttributes) -> Found:
+    """What is there already; InputError, naming what differs, if it is anything but the wanted store.
 
     A finished store may have been written by other versions of the libraries; an unfinished one may not, since
-    the rest would have other last bits. An unfinished store of other input without a row counts as nothing.
+    the rest would have other last bits. An unfinished store of other input without a group that is done, and which
+    nobody is writing, counts as nothing.
     """
-    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+    if store.is_empty():
         return "nothing"
-    found = read_attributes(path) if path.is_dir() else None
+    found = read_attributes(store) if not store.is_file() else None
     finished = found is not None and found.complete
-    progress = None if finished else read_progress(path)
-    if found is None and progress is not None and not progress.ready:
-        found = progress.attributes  # killed before the first file was whole
+    progress = Progress(store)
+    begun = None if finished else progress.read()
+    if found is None and begun is not None and not begun.ready:
+        found = begun.attributes  # killed before the first file was whole
     if found is None:
-        raise InputError(f"{path}: exists and is not a states store: choose another place")
+        raise InputError(f"{store}: exists and is not a states store: choose another place")
     if finished:
         wanted = dataclasses.replace(wanted, versions=found.versions)
     what = "finished" if finished else "unfinished"
     if changed := differences(found, wanted):
-        if progress is not None and progress.rows == 0:
+        if begun is not None and not progress.groups() and not progress.is_claimed():
             return "nothing"
         raise InputError(
-            f"{path}: holds {'a' if finished else 'an'} {what} store of other input: {'; '.join(changed)}: "
+            f"{store}: holds {'a' if finished else 'an'} {what} store of other input: {'; '.join(changed)}: "
             "choose another place, or delete it"
         )
-    if not finished and progress is None:
-        raise InputError(
-            f"{path}: unfinished, and {progress_path(path).name} beside it is gone: delete it to begin anew"
-        )
-    return "finished" if finished else "unfinished"
+    if finished:
+        return "finished"
+    if begun is None:
+        raise InputError(f"{store}: unfinished, and {progress} beside it is gone: delete it to begin anew")
+    return "unfinished" if begun.ready else "nothing"
 
 
-class StoreWriter:
-    """Writes the store `schema.py` describes: everything but the states at once, the states as they come.
+def begin_store(
+    store: Storage,
+    attributes: StoreAttributes,
+    arrays: Mapping[str, npt.NDArray[Any] | Stream],
+    layout: Layout | None,
+) -> None:
+    """Write everything but the states, in place of what is there.
 
-    ``arrays``: all of `schema.ARRAYS` (the word arrays only with words) as NumPy arrays or `Stream`s; streams are
-    consumed only by a new store. ``rows``: N. Where a killed writer of the same store stopped, this one goes on:
-    ``written`` rows are there, and ``carry`` is what was given with the last of them. ``block_rows``: rows of a chunk
-    of a new store.
-
-    Chunks are written beside and renamed (by Zarr); every ``record_seconds`` those that are whole are synced and then
-    counted in ``<store>.progress``, and what is not counted is written again after a kill. (Syncing each chunk
-    costs up to 20 ms a file.) Memory: two blocks of block_rows * U values. Raises InputError if something else is
-    at ``path``, OSError naming the store when the disk is full: the store then stays resumable.
+    ``arrays``: all of `schema.ARRAYS` (the word arrays only with words) as NumPy arrays or `Stream`s. ``layout``: of
+    the states, None if none are kept.
     """
-
-    def __init__(
-        self,
-        path: str | Path,
-        attributes: StoreAttributes,
-        *,
-        rows: int,
-        arrays: Mapping[str, npt.NDArray[Any] | Stream],
-        block_rows: int = BLOCK_ROWS,
-        record_seconds: float = 2.0,
-    ) -> None:
-        self.path = Path(path)
-        self.rows = rows
-        self._attributes = dataclasses.replace(attributes, complete=False)
-        found = find_store(self.path, self._attributes)
-        if found == "finished":
-            raise InputError(f"{self.path}: is finished already")
-        progress = read_progress(self.path) if found == "unfinished" else None
-        self.written = 0
-        self.carry: Carry | None = None
-        with naming(self.path):
-            if progress is None or not progress.ready:
-                self._create(arrays, block_rows)
-            else:
-                self.written, self.carry = progress.rows, progress.carry
-        group = zarr.open_group(self.path.resolve(), mode="r+", zarr_format=3)
-        states = open_array(group, self.path, "states")
-        self._group, self._states = group, states
-        self._remove_partial_files()
-        self._block = np.empty((states.chunks[0], states.shape[1]), states.dtype)
-        self._held = 0
-        self._record_seconds = record_seconds
-        self._recorded_at = time.monotonic()
-        self._unsynced: list[Path] = []
-
-    def _create(self, arrays: Mapping[str, npt.NDArray[Any] | Stream], block_rows: int) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        # From here on, what is at this path is ours to remove.
-        self._record(ready=False)
-        if self.path.exists():
-            shutil.rmtree(self.path)
+    attributes = dataclasses.replace(attributes, complete=False)
+    progress = Progress(store)
+    progress.remove()
+    # From here on, what is at this place is ours to remove.
+    progress.write(Begun(attributes, ready=False))
+    with store.naming():
+        store.remove()
         group = zarr.create_group(
-            self.path.resolve(), zarr_format=3, attributes={ATTRIBUTE: self._attributes.to_json()}
+            store.zarr(read_only=False), zarr_format=3, attributes={ATTRIBUTE: attributes.to_json()}
         )
         for name, content in arrays.items():
-            _write_array(group, name, content)
-        units = _length(arrays["units"])
-        group.create_array(
-            "states",
-            shape=(self.rows, units),
-            chunks=(min(block_rows, self.rows), min(BLOCK_UNITS, units)),
-            dtype=self._attributes.dtype,
-            fill_value=float("nan"),
-            compressors=None,
-            config={"write_empty_chunks": True},
-        )
-        for folder, _, _ in os.walk(self.path):
-            _sync_files(Path(folder))
-        self._record(ready=True)
+            write_array(group, name, content, ARRAYS[name][1])
+        if layout is not None:
+            layout.create(group)
+        store.sync()
+    progress.write(Begun(attributes, ready=True))
 
-    def _record(self, *, ready: bool) -> None:
-        write_progress(self.path, Progress(self._attributes, ready, self.written, self.carry))
 
-    def _remove_partial_files(self) -> None:
-        """Remove files that a kill left before they were renamed: in the root, and in blocks that do not count."""
-        blocks = self.path / "states" / "c"
-        first = self.written // self._states.chunks[0]
-        folders = [path for path in blocks.iterdir() if int(path.name) >= first] if blocks.is_dir() else []
-        for folder in (self.path, *folders):
-            for path in folder.glob("*.partial"):
-                path.unlink()
+def finish_store(store: Storage, attributes: StoreAttributes) -> None:
+    """Mark a store as complete of which every group is done."""
+    complete = dataclasses.replace(attributes, complete=True)
+    with store.naming():
+        group = zarr.open_group(store.zarr(read_only=False), mode="r+", zarr_format=3)
+        group.update_attributes({ATTRIBUTE: complete.to_json()})
+        store.sync()
 
-    def append(self, values: npt.NDArray[Any], carry: Carry | None = None) -> None:
-        """Take the next rows, (n, U) of the store's dtype; ``carry`` is the running state before the first of them."""
-        if self.written + self._held + len(values) > self.rows:
-            raise ValueError(f"values: {len(values)} rows more than the {self.rows} announced")
-        while len(values):
-            taken = min(len(values), len(self._block) - self._held)
-            self._block[self._held : self._held + taken] = values[:taken]
-            self._held += taken
-            values = values[taken:]
-            if self._held == len(self._block) or self.written + self._held == self.rows:
-                self._write_block(carry)
 
-    def _write_block(self, carry: Carry | None) -> None:
-        start, stop = self.written, self.written + self._held
-        with naming(self.path):
-            self._states[start:stop] = self._block[: self._held]
-            self._unsynced.append(self.path / "states" / "c" / str(start // len(self._block)))
-            self.written, self.carry, self._held = stop, carry, 0
-            if time.monotonic() - self._recorded_at >= self._record_seconds:
-                self._sync_blocks()
-                self._record(ready=True)
-                self._recorded_at = time.monotonic()
-
-    def _sync_blocks(self) -> None:
-        for folder in self._unsynced:
-            _sync_files(folder)
-        if self._unsynced:
-            sync_folder(self._unsynced[0].parent)
-        self._unsynced.clear()
-
-    def finish(self) -> None:
-        """Mark the store as complete; ValueError if rows are missing."""
-        if self.written != self.rows:
-            raise ValueError(f"{self.path}: {self.written} of {self.rows} rows were given")
-        complete = dataclasses.replace(self._attributes, complete=True)
-        with naming(self.path):
-            self._sync_blocks()
-            self._group.update_attributes({ATTRIBUTE: complete.to_json()})
-            _sync_files(self.path)
-        remove_progress(self.path)
+def write_store(
+    store: Storage,
+    attributes: StoreAttributes,
+    arrays: Mapping[str, npt.NDArray[Any] | Stream],
+    states: npt.NDArray[Any],
+) -> None:
+    """Write a whole store whose ``states`` (N, U) are there already."""
+    layout = Layout.of(states.shape[0], states.shape[1], attributes.dtype)
+    begin_store(store, attributes, arrays, layout)
+    for shard in range(layout.shards):
+        rows = states[shard * layout.shard_rows : (shard + 1) * layout.shard_rows]
+        blocks = (layout.block(rows[i : i + layout.block_rows]) for i in range(0, len(rows), layout.block_rows))
+        store.write_shard(shard, layout, blocks)
+    finish_store(store, attributes)
+    Progress(store).remove()
 
 
 def _length(content: npt.NDArray[Any] | Stream) -> int:
     return content.length if isinstance(content, Stream) else len(content)
 
 
-def _write_array(group: zarr.Group, name: str, content: npt.NDArray[Any] | Stream) -> None:
+def write_array(group: zarr.Group, name: str, content: npt.NDArray[Any] | Stream, dtype: str) -> None:
+    """A new array in ``group``, uncompressed, in chunks of whole rows of about 2^20 values."""
     shape = (content.length,) if isinstance(content, Stream) else content.shape
-    rows_per_chunk = BLOCK_VALUES // int(np.prod(shape[1:], initial=1))
+    rows_per_chunk = BLOCK_VALUES // max(1, int(np.prod(shape[1:], initial=1)))
     array = group.create_array(
         name,
         shape=shape,
         chunks=(max(1, min(rows_per_chunk, shape[0])), *shape[1:]),
-        dtype=ARRAYS[name][1],
+        dtype=dtype,
         compressors=None,
         config={"write_empty_chunks": True},
     )
@@ -244,15 +157,3 @@ def _whole_chunks(pieces: Iterable[npt.NDArray[Any]], size: int) -> Iterator[npt
             held, count = [joined[whole:]], count - whole
     if count:
         yield np.concatenate(held)
-
-
-def _sync_files(folder: Path) -> None:
-    """Make the files of ``folder`` and their names durable."""
-    for path in folder.iterdir():
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-    sync_folder(folder)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,13 +20,13 @@ from torch import Tensor
 from fastlstm.corpus.shards import CorpusWriter, Document, Word
 from fastlstm.errors import InputError
 from fastlstm.model import ByteLM
-from fastlstm.states import States, extraction, open_states
+from fastlstm.states import States, extraction, layout, open_states, plan, shards, storage
 from fastlstm.states import dump as dump_module
 from fastlstm.states.dump import DumpSummary
-from fastlstm.states.plan import pack, plan_units
+from fastlstm.states.jobs import Worker
+from fastlstm.states.plan import pack, plan_batches, plan_groups, plan_jobs
 from fastlstm.states.rows import RowRule
 from fastlstm.states.text import open_text
-from fastlstm.states.writer import StoreWriter
 from fastlstm.training.checkpoint import TrainingState, save_checkpoint
 from fastlstm.training.config import ModelConfig, TrainConfig
 from tolerance import assert_as_good_as
@@ -91,13 +92,23 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("run"), change=livelier)
 
 
+SMALL = {
+    (plan, "LANE_BYTES"): 64,
+    (plan, "MAX_LANE_ROWS"): 16,
+    (plan, "MIN_LANE_ROWS"): 1,
+    (plan, "READ_AGAIN"): 50,
+    (extraction, "WINDOW_VALUES"): {"cpu": 1, "cuda": 1},
+    (extraction, "MAX_STEPS"): 16,
+    (layout, "BLOCK_ROWS"): 16,
+    (layout, "SHARD_BLOCKS"): 2,
+}
+
+
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Many units, windows and chunks in little text: units of 256 bytes in 4 lanes, windows of 16 bytes."""
-    monkeypatch.setattr("fastlstm.states.plan.LANE_BYTES", 64)
-    monkeypatch.setattr(extraction, "WINDOW_VALUES", 1)
-    monkeypatch.setattr(extraction, "MAX_STEPS", 16)
-    monkeypatch.setattr(dump_module, "StoreWriter", functools.partial(StoreWriter, block_rows=16, record_seconds=0))
+    """Many groups, batches, windows and shards in little text: 4 lanes have groups of 64 rows, batches of 256 bytes."""
+    for (module, name), value in SMALL.items():
+        monkeypatch.setattr(module, name, value)
 
 
 def naive_positions(text: bytes, rule: str) -> list[int]:
@@ -252,7 +263,7 @@ def test_value_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     folder = write_corpus(tmp_path / "corpus", given)
     monkeypatch.setattr(extraction, "MAX_STEPS", 16)
     # c counts the a's; a limit of 12 stands for the 65,504 that would take as many bytes.
-    monkeypatch.setitem(extraction.LARGEST, "float16", 12.0)
+    monkeypatch.setitem(shards.LARGEST, "float16", 12.0)
     with pytest.raises(
         InputError, match=r"document 'long', byte 12, unit 5: cell state 13 is beyond float16.*--dtype float32"
     ):
@@ -267,7 +278,7 @@ def test_value_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.usefixtures("small_steps")
 def test_the_corrected_command_takes_over_a_store_without_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = write_checkpoint(tmp_path / "run", change=counter)
-    monkeypatch.setitem(extraction.LARGEST, "float16", 12.0)
+    monkeypatch.setitem(shards.LARGEST, "float16", 12.0)
     long = Document("long", b"a" * 13)
     for name, given in (("at once", [long]), ("later", [Document("early", b"b" * 300), long])):
         folder = write_corpus(tmp_path / f"corpus {name}", [("train", document) for document in given])
@@ -290,13 +301,16 @@ with only_writer(Path(sys.argv[1]).resolve()):
 """
 
 
-def test_a_store_that_another_process_writes_is_refused(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+def test_what_another_process_holds_without_a_store_is_refused(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "store"
     with subprocess.Popen(
         [sys.executable, "-c", WRITER, out], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "writing\n"
+        monkeypatch.setattr(storage, "PATIENCE", 0.0)
         with pytest.raises(InputError, match="store: another process is writing it"):
             dump(checkpoint, corpus, out, rows="document")
         assert not out.exists()
@@ -308,7 +322,7 @@ def test_a_store_that_another_process_writes_is_refused(checkpoint: Path, corpus
 def test_true_limit_of_float16(tmp_path: Path) -> None:
     run = write_checkpoint(tmp_path / "run", change=counter)
     folder = write_corpus(tmp_path / "corpus", [("train", Document("long", b"a" * 65_600))])
-    with pytest.raises(InputError, match="document 'long', byte 65504, unit 5: cell state 65505 is beyond"):
+    with pytest.raises(InputError, match="document 'long', byte 65519, unit 5: cell state inf is beyond float16"):
         dump(run, folder, tmp_path / "store", rows="every:5", units=[5])
 
 
@@ -338,7 +352,8 @@ def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path
     ):
         with pytest.raises(InputError, match=message):
             dump(*arguments, out, **{"rows": "document", **options})
-    (tmp_path / "store.progress").write_bytes(b"left by a kill at the very end")
+    (tmp_path / "store.progress").mkdir()
+    (tmp_path / "store.progress" / "group-00000000").write_bytes(b"left by a kill at the very end")
     assert dump(checkpoint, corpus, out, rows="document").already_complete
     assert not (tmp_path / "store.progress").exists()
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
@@ -347,12 +362,12 @@ def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rows": "every:0"}, "rows: expected all, document, word or every:K"),
+        ({"rows": "every:0"}, "rows: expected all, document, word, document-mean, word-mean or every:K"),
         ({"rows": "every:900"}, None),
         ({"rows": "every:901"}, "rows: every:901 picks no byte"),
         ({"rows": f"every:{10**18 - 1}"}, "picks no byte"),
-        ({"rows": f"every:{10**18}"}, "rows: expected all, document, word or every:K"),
-        ({"rows": "every:" + "9" * 5000}, "rows: expected all, document, word or every:K"),
+        ({"rows": f"every:{10**18}"}, "rows: expected all, document, word, document-mean, word-mean or every:K"),
+        ({"rows": "every:" + "9" * 5000}, "rows: expected all, document, word, document-mean, word-mean or every:K"),
         ({"units": [0, H]}, f"units: expected 0 to {H - 1}, got {H}"),
         ({"units": [1, 1]}, "units: expected different cells"),
         ({"dtype": "bfloat16"}, "dtype: expected float16 or float32, got 'bfloat16'"),
@@ -360,6 +375,12 @@ def test_other_input_is_refused_by_name(checkpoint: Path, corpus: Path, tmp_path
         ({"splits": ["dev"]}, "splits: 'dev' is not in"),
         ({"documents": 0}, "documents: expected a positive number"),
         ({"batch_size": 0}, "batch_size: expected 1 to 65536, got 0"),
+        ({"precision": "fp8"}, "precision: expected auto or fp32 or bf16 or fp16, got 'fp8'"),
+        ({"keep": []}, "keep: expected states or statistics, got nothing"),
+        ({"keep": ["h"]}, "keep: expected states or statistics, got 'h'"),
+        ({"keep": ["statistics"], "state": "running"}, "statistics are of single states from zero, not of running"),
+        ({"keep": ["statistics"], "rows": "word-mean"}, "not of word-mean rows"),
+        ({"threads": 0}, "threads: expected >= 1, got 0"),
         ({"batch_size": 10**20}, f"batch_size: expected 1 to 65536, got {10**20}"),
     ],
 )
@@ -384,16 +405,57 @@ def test_lanes_hold_every_document_once_and_evenly() -> None:
     assert pack(lengths[:3], 8) == [[0], [2]]
 
 
-def test_units_cover_the_text_and_respect_their_limits() -> None:
-    lengths = np.random.default_rng(0).integers(0, 40_000, 200)
-    offset = np.cumsum([0, *lengths])
-    units = list(plan_units(offset, offset, batch_size=4, hidden_size=2048))
-    assert [unit.first for unit in units] == [0] + [unit.last for unit in units[:-1]]
-    assert units[-1].last == 200
-    assert (units[-1].stop, units[-1].last_row) == (offset[-1], offset[-1])
-    assert {unit.last - unit.first for unit in units} > {1}
-    for unit in units:
-        assert unit.last - unit.first == 1 or unit.last_row - unit.first_row <= 4 * 1024
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("name", ["all", "document", "word", "every:7", "every:60"])
+@pytest.mark.parametrize("running", [False, True])
+def test_groups_cover_the_rows_and_batches_the_text(corpus: Path, name: str, running: bool) -> None:
+    text = open_text(dump_module.Corpus(corpus), SPLITS)
+    rule = RowRule.parse(name)
+    positions = rule.positions(text, 0, len(text))
+    row_offset = rule.row_offset(text)
+    offset = text.document_offset[[0, -1]] if running else text.document_offset
+    rows = row_offset[[0, -1]] if running else row_offset
+    groups = plan_groups(offset, rows, lambda row: rule.position(text, row_offset, row), 16)
+    assert [group.first_row for group in groups] == list(range(0, len(positions), 16))
+    assert [group.last_row for group in groups[:-1]] == [group.first_row for group in groups[1:]]
+    assert groups[-1].last_row == len(positions)
+    assert [job.start for job in plan_jobs(groups)[1:]] == [job.stop for job in plan_jobs(groups)[:-1]]
+    if running and name == "all":
+        assert len(plan_jobs(groups)) < len(groups) / 4
+    for group in groups:
+        begins = group.start
+        if group.carried_in:
+            assert begins == positions[group.first_row - 1] + 1
+            assert groups[group.index - 1].carries_out
+        else:
+            assert begins in offset
+            assert begins <= positions[group.first_row]
+        carried = group.carried_in
+        batches = list(plan_batches(group, offset, batch_size=2))
+        for batch in batches:
+            assert batch.begin[0] == begins
+            np.testing.assert_array_equal(batch.begin[1:], batch.end[:-1])
+            assert set(batch.begin[1:].tolist()) <= set(offset.tolist())
+            assert (batch.end > batch.begin).all()
+            assert batch.end[-1] - batch.begin[0] <= 2 * plan.LANE_BYTES
+            assert batch.carried_in == carried
+            begins = int(batch.end[-1])
+            carried = batch.carries_out
+            assert carried or batch.last or begins in offset
+        assert begins == group.stop == positions[group.last_row - 1] + 1
+        assert [batch.last for batch in batches] == [False] * (len(batches) - 1) + [True]
+        assert carried == group.carries_out
+
+
+def test_workers_share_the_jobs() -> None:
+    for count in (1, 2, 3, 7):
+        orders = [Worker(index, count).order(5) for index in range(count)]
+        assert all(sorted(order) == list(range(5)) for order in orders)
+    assert [Worker(index, 2).order(6) for index in (0, 1)] == [[0, 1, 2, 5, 4, 3], [3, 4, 5, 2, 1, 0]]
+    assert Worker.parse("1/4") == Worker(1, 4)
+    for text in ("4/4", "1", "a/b", "-1/4", "1/0"):
+        with pytest.raises(InputError, match="worker: expected K/N"):
+            Worker.parse(text)
 
 
 def test_row_rules_do_not_depend_on_where_the_text_is_cut(corpus: Path) -> None:
@@ -407,24 +469,25 @@ def test_row_rules_do_not_depend_on_where_the_text_is_cut(corpus: Path) -> None:
             np.testing.assert_array_equal(cut, whole)
 
 
-# Runs in a process of its own: dump in forked children, each killed with SIGKILL just before its n-th file operation
-# below the store (opening, renaming, making or removing), until one survives. Prints how often each store was killed.
+# Runs in a process of its own: dumps in forked children, of which some are killed with SIGKILL just before their n-th
+# file operation at the store or beside it (opening, renaming, making or removing). Prints how often each was killed.
 KILLER = """
-import functools, json, os, random, signal, sys
+import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from fastlstm.states import dump as dump_module, extraction, plan
-from fastlstm.states.progress import read_progress
-from fastlstm.states.writer import StoreWriter
+from fastlstm.states import dump as dump_module, extraction, layout, plan
+from fastlstm.states.progress import Progress
+from fastlstm.states.storage import LocalStorage
 
 torch.set_num_threads(1)
 os.fsync = lambda descriptor: None  # a killed process loses nothing that it wrote; a power cut does
-plan.LANE_BYTES, extraction.WINDOW_VALUES, extraction.MAX_STEPS = 64, 1, 16
-dump_module.StoreWriter = functools.partial(StoreWriter, block_rows=16, record_seconds=0)
+dump_module.WAIT = 0.01
+for module, name, value in json.loads(sys.argv[5]):
+    setattr(sys.modules[module], name, value)
 checkpoint, corpus, out = sys.argv[1:4]
 dump_module.load_model(checkpoint)[0].cells(torch.zeros(1, 1, dtype=torch.uint8))  # once for all children
 
-def attempt(store, options, operations):
+def start(store, options, operations):
     child = os.fork()
     if child == 0:
         left = operations
@@ -437,29 +500,64 @@ def attempt(store, options, operations):
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
-        dump_module.dump(checkpoint, corpus, store, progress=False, **options)
+        dump_module.dump(checkpoint, corpus, store, progress=False, threads=2, **options)
         os._exit(0)
+    return child
+
+def wait(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 report = {}
 for name, options in json.loads(sys.argv[4]).items():
-    assert attempt(Path(out, "whole", name), options, -1) == 0
+    assert wait(start(Path(out, "whole", name), options, -1)) == 0
     store = Path(out, "killed", name)
     draw = random.Random(0)
     beginning = [3, 60, 100]
-    kills = {"while beginning": 0, "while dumping": 0, "half-written chunks": 0}
+    kills = {"while beginning": 0, "while dumping": 0, "half-written shards": 0}
     for _ in range(100):
-        progress = read_progress(store)
+        progress = Progress(LocalStorage(store)).read()
         begun = progress is not None and progress.ready
-        status = attempt(store, options, draw.randint(8, 50) if begun else (beginning.pop() if beginning else 300))
+        status = wait(start(store, options, draw.randint(8, 50) if begun else (beginning.pop() if beginning else 190)))
         if status == 0:
             break
         assert status == -signal.SIGKILL, status
         kills["while dumping" if begun else "while beginning"] += 1
-        kills["half-written chunks"] += len(list((store / "states").rglob("*.partial")))
+        kills["half-written shards"] += len(list((store / "states").rglob("*.partial")))
+    # Three at once, of which two die: the third goes on for them.
+    store = Path(out, "shared", name)
+    children = [start(store, options, operations) for operations in (-1, 25, 40)]
+    assert wait(children[0]) == 0
+    kills["workers"] = [wait(child) for child in children[1:]]
     report[name] = kills
 print(json.dumps(report))
 """
+
+
+def killed_again_and_again(checkpoint: Path, corpus: Path, folder: Path, jobs: dict[str, dict[str, Any]]) -> None:
+    small = [(module.__name__, name, value) for (module, name), value in SMALL.items()]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLER, checkpoint, corpus, folder, json.dumps(jobs), json.dumps(small)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    for name in jobs:
+        assert report[name]["while beginning"] >= 2
+        assert report[name]["while dumping"] >= 3, report
+        whole, killed, shared = (
+            {path.relative_to(base): path.read_bytes() for path in base.rglob("*") if path.is_file()}
+            for base in (folder / way / name for way in ("whole", "killed", "shared"))
+        )
+        assert killed == whole
+        assert shared == whole
+        assert open_states(folder / "killed" / name).rows > 100
+    assert sum(kills["half-written shards"] for kills in report.values()) >= 1
+    assert [status for kills in report.values() for status in kills["workers"]].count(-9) >= 1
+    for way in ("whole", "killed", "shared"):
+        assert sorted(path.name for path in (folder / way).iterdir()) == sorted(jobs)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="kills forked processes")
@@ -468,25 +566,6 @@ def test_killed_again_and_again_gives_the_same_bytes(checkpoint: Path, corpus: P
         "words": {"rows": "word", "batch_size": 4},
         "running": {"rows": "every:3", "state": "running"},
         "chosen": {"rows": "every:3", "units": [3, 1], "dtype": "float32", "batch_size": 3},
+        "both": {"rows": "word", "keep": ["states", "statistics"], "batch_size": 3},
     }
-    done = subprocess.run(
-        [sys.executable, "-c", KILLER, checkpoint, corpus, tmp_path, json.dumps(jobs)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
-    for name in jobs:
-        assert report[name]["while beginning"] >= 2
-        assert report[name]["while dumping"] >= 3
-        whole, killed = (
-            {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-            for folder in (tmp_path / "whole" / name, tmp_path / "killed" / name)
-        )
-        assert killed == whole
-        assert open_states(tmp_path / "killed" / name).rows > 100
-    assert sum(kills["half-written chunks"] for kills in report.values()) >= 1
-    for folder in ("whole", "killed"):
-        assert sorted(path.name for path in (tmp_path / folder).iterdir()) == sorted(jobs)
+    killed_again_and_again(checkpoint, corpus, tmp_path, jobs)
