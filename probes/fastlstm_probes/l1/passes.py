@@ -28,10 +28,10 @@ class Sample:
 class Draw:
     """How rows are drawn: about `size`, each with a chance in proportion to its curvature, averaged over the tags.
 
-    curvature: (k,), the sum over all rows, as the last pass had it. From a matrix in memory all rows are taken.
+    curvature: (k,), the sum over all rows, as the last pass had it. size None: all rows of a matrix, not copied.
     """
 
-    size: int
+    size: int | None
     curvature: Tensor
     seed: int
 
@@ -76,7 +76,7 @@ class LocalPasses:
             curvature = add_chunk(sums, X, targets, self.problem, W, active)
             if draw is None:
                 continue
-            if self.matrix is not None:
+            if draw.size is None:
                 drawn.append((X, curvature.float()))
                 continue
             share = (curvature / draw.curvature).sum(1) / len(active)
@@ -88,7 +88,9 @@ class LocalPasses:
         if draw is None:
             return sums, None
         weights = torch.cat([weights for _, weights in drawn])
-        return sums, Sample(self.matrix if self.matrix is not None else torch.cat([X for X, _ in drawn]), weights)
+        whole = self.matrix if draw.size is None else torch.cat([X for X, _ in drawn])
+        assert whole is not None
+        return sums, Sample(whole, weights)
 
     def uniform_sample(self, size: int, seed: int) -> LocalPasses:
         X, y = self.draw_uniformly(size / self.count, seed)

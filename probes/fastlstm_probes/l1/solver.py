@@ -81,7 +81,8 @@ class _Solver:
             self.W = start.to(self.W).clone()
         self.objective = torch.full((K,), torch.inf, dtype=torch.float64, device=device)
         self.bound = torch.full_like(self.objective, -torch.inf)
-        self.curvature = torch.full_like(self.objective, torch.inf)
+        costs = torch.maximum(problem.cost_positive, problem.cost_negative)
+        self.curvature = costs * passes.count / 4  # at most; at W = 0 about so much
         self.gradient = torch.zeros_like(self.W)
         self.active = torch.arange(K, device=device)
         self.done = 0
@@ -90,6 +91,8 @@ class _Solver:
     def solve(self) -> Solution:
         if self.cold and self.passes.count >= 4 * self.sample_rows:
             self._start_on_sample()
+        elif not self.cold and self.passes.matrix is None:
+            self._evaluate(self.W, draw=False)  # rows are drawn by the curvature at the start
         if self.passes.matrix is not None:
             self._proximal_gradient(self.passes.matrix)
         self._newton()
@@ -104,7 +107,8 @@ class _Solver:
     def _evaluate(self, W: Tensor, draw: bool) -> tuple[Sums, Tensor, Sample | None]:
         """Sums and objective of the active tags at W (D + 1, k); better bounds are kept."""
         active = self.active
-        drawing = Draw(self.sample_rows, self.curvature[active], self.seed + self.done) if draw else None
+        size = None if self.passes.matrix is not None else self.sample_rows
+        drawing = Draw(size, self.curvature[active], self.seed + self.done) if draw else None
         sums, sample = self.passes.evaluate(W, active, drawing)
         self.done += 1
         self.passes_of[active] = self.done
@@ -126,7 +130,9 @@ class _Solver:
     def _start_on_sample(self) -> None:
         """The minimum on a uniform sample of the rows."""
         sample = self.passes.uniform_sample(self.sample_rows, self.seed)
-        self.W = solve(sample, tol=_START_TOL, max_passes=self.max_passes, seed=self.seed).W
+        on_sample = _Solver(sample, _START_TOL, self.max_passes, None, self.sample_rows, self.seed, None)
+        self.W = on_sample.solve().W
+        self.curvature = on_sample.curvature
 
     def _proximal_gradient(self, X: Tensor) -> None:
         if not self._left():
