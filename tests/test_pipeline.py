@@ -55,7 +55,7 @@ def test_synthetic_text_from_grammar_to_report(run: Run, tmp_path: Path) -> None
 
     sentiment = run("fastlstm-probes fit sentiment last.zarr --untrained last-untrained.zarr --out results --quiet")
     assert "synthetic grammar text" in sentiment
-    tags = run("fastlstm-probes fit pos bytes.zarr --max-iter 20 --max-rows 2000 --out results --quiet")
+    tags = run("fastlstm-probes fit pos bytes.zarr --out results --quiet")
     assert "all tags, test" in tags
     run("fastlstm sample run --length 40 --out samples.jsonl")
     run(
@@ -109,7 +109,7 @@ def test_real_sst_and_wikitext_to_report(run: Run, data_folder: Path, monkeypatc
     wikitext = data_folder / "wikitext" / "wikitext.valid.raw.noheadings.txt"
     run(f"fastlstm-probes label lines {wikitext} --documents 60 --out pos/text --quiet")
     run("fastlstm dump run pos/text --rows all --out pos/bytes.zarr --quiet")
-    run("fastlstm-probes fit pos pos/bytes.zarr --max-rows 8000 --max-iter 20 --out results --quiet")
+    run("fastlstm-probes fit pos pos/bytes.zarr --out results --quiet")
     pos = json.loads(Path("results/part_of_speech.json").read_text())
     majority = next(score for score in pos["baselines"] if score["name"].startswith("majority"))
     of_k = {result["k"]: result["accuracy"] for result in pos["overall"]}

@@ -47,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--states", type=Path, help="states store with a row for every byte: text coloured by the neuron"
     )
     report.add_argument("--samples", type=Path, help="generated text, JSON lines of `fastlstm sample`")
+    report.add_argument(
+        "--allow-unconverged",
+        action="store_true",
+        help="report classifiers that are not at their optimum, and mark them",
+    )
     report.add_argument("--readme-figure", type=Path, help="PNG file to write beside the report")
     return parser
 
@@ -140,22 +145,31 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     pos.add_argument(
         "--max-rows",
         type=_count_or("all"),
-        default="50000",
-        help="rows to train on, those of whole documents, or 'all'; a job needs 32 bytes of memory per row and cell",
+        default="all",
+        help="rows to train on, those of whole documents, or 'all'",
     )
     pos.add_argument("--skip-untagged", action="store_true", help="text without tags is not an error: fit nothing")
-    pos.add_argument("--jobs", type=int, default=-1, help="processes; -1: one per core")
+    pos.add_argument("--device", help="where the joint solver computes, such as cuda; default: the CPU")
     for command in (sentiment, pos):
         command.add_argument(
             "--untrained", type=Path, help="store of the same rows by the untrained model, for its baseline"
         )
         command.add_argument("--out", type=Path, required=True, help="folder to write the result (JSON) to")
-        command.add_argument("--seed", type=_natural, default=42, help="of liblinear's coordinate order")
+        command.add_argument(
+            "--seed", type=_natural, default=42, help="of the rows drawn, and of liblinear's coordinate order"
+        )
         command.add_argument(
             "--max-iter",
             type=_count,
-            default=100,
-            help="iterations of liblinear per fit: bounds its time; fits that did not converge are marked",
+            default=200,
+            help="passes over the rows per fit, or iterations of scikit-learn's solver; fits that did not converge are "
+            "marked",
+        )
+        command.add_argument(
+            "--solver",
+            choices=("joint", "liblinear", "saga", "sgd"),
+            default="joint",
+            help="joint: this package's, all tags at once, to a certified optimum; or scikit-learn's, tag by tag",
         )
         _quiet(command)
 
@@ -257,6 +271,7 @@ def _fit_sentiment(options: argparse.Namespace) -> None:
             untrained=untrained,
             seed=options.seed,
             max_iter=options.max_iter,
+            solver=options.solver,
             progress=not options.quiet,
         )
         path = save_result(options.out, result)
@@ -284,7 +299,8 @@ def _fit_pos(options: argparse.Namespace) -> None:
             max_rows=options.max_rows,
             seed=options.seed,
             max_iter=options.max_iter,
-            n_jobs=options.jobs,
+            solver=options.solver,
+            device=options.device,
             progress=not options.quiet,
         )
         path = save_result(options.out, result)
@@ -303,6 +319,7 @@ def _report(options: argparse.Namespace) -> None:
         states=open_states(options.states) if options.states else None,
         samples=options.samples,
         readme_figure=options.readme_figure,
+        allow_unconverged=options.allow_unconverged,
     )
     if no_figure:
         print(f"not written: {options.readme_figure}: {no_figure}")

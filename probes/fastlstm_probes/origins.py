@@ -40,7 +40,8 @@ def origins(
             ("state at a document's start", "zero" if source.state == "document" else "carried on"),
             ("split", f"by {source.split}"),
             ("seed", str(source.seed)),
-            ("solver steps, at most", f"{source.max_iter:,}"),
+            ("solver", source.solver),
+            ("passes over the rows, at most", f"{source.max_iter:,}"),
             ("time of the fit", f"{result.seconds:.1f} s"),
             ("versions", ", ".join(f"{key} {value}" for key, value in sorted(source.versions.items()))),
         ]
@@ -128,7 +129,13 @@ def _fit_commands(source: Provenance, probe: str, options: list[str], folder: st
     if source.untrained_store is not None:
         lines.append(" ".join([*dump, f"--untrained --out {untrained}"]))
         options = [*options, f"--untrained {untrained}"]
-    options = [*options, f"--seed {source.seed}", f"--max-iter {source.max_iter}", f"--out {_quoted(results)}"]
+    options = [
+        *options,
+        f"--seed {source.seed}",
+        f"--solver {source.solver}",
+        f"--max-iter {source.max_iter}",
+        f"--out {_quoted(results)}",
+    ]
     return [*lines, " ".join([f"fastlstm-probes fit {probe} {states}", *options])]
 
 

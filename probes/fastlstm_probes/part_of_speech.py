@@ -15,7 +15,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-import joblib
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -23,7 +22,7 @@ from tqdm import tqdm
 from fastlstm.errors import InputError
 from fastlstm.states import States
 from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
-from fastlstm_probes.l1 import MAX_ITER, L1Fit, fit_l1, sweep_l1, warn_unconverged
+from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_l1, fit_tags, warn_unconverged
 from fastlstm_probes.metrics import (
     accuracy,
     binary_scores,
@@ -71,6 +70,17 @@ class _Classifier:
 
 
 @dataclass(frozen=True)
+class _Settings:
+    """How every classifier of a run is fitted."""
+
+    seed: int
+    max_iter: int
+    solver: Solver
+    device: str | None
+    progress: bool
+
+
+@dataclass(frozen=True)
 class _TagFits:
     tag: str
     code: int
@@ -89,10 +99,11 @@ def fit_part_of_speech(
     group: bool = True,
     C: float | None = 0.25,
     split: SplitRule = "document",
-    max_rows: int | None = 50_000,
+    max_rows: int | None = None,
     seed: int = 42,
     max_iter: int = MAX_ITER,
-    n_jobs: int = -1,
+    solver: Solver = "joint",
+    device: str | None = None,
     progress: bool = True,
 ) -> PartOfSpeechResult:
     """Fit every part of speech of a store whose text has tagged words.
@@ -104,9 +115,9 @@ def fit_part_of_speech(
         C: inverse L1 strength of every classifier; None: per tag, the one of 2^-4..2^0 with the best accuracy on
             the validation rows (ties: the smallest).
         split: "document", or "byte" for the random byte split of Carvalho 2018.
-        max_rows: train on at most so many rows, those of whole documents drawn by `seed`; None: on all. A job
-            needs about 32 bytes of memory per train row and cell (50,000 x 2048: 3.3 GB).
-        n_jobs: processes, one tag each at a time; -1: one per core.
+        max_rows: train on at most so many rows, those of whole documents drawn by `seed`; None: on all.
+        solver: "joint", all tags at once, or scikit-learn's "liblinear", "saga" or "sgd", tag by tag.
+        device: where the joint solver computes; None: on the CPU.
 
     The best cells are chosen on at most 20,000 of the train rows, drawn by `seed`; their thresholds on all of them.
     Classes that the train rows lack have no classifier; test rows of them count as wrong. The intervals of the
@@ -114,23 +125,22 @@ def fit_part_of_speech(
 
     Raises:
         InputError: text without tags, rows of whole documents, an empty part, fewer than two classes in train, an
-            untrained store of something else, `n_jobs` that is no number of processes.
+            untrained store of something else.
     """
     started = time.perf_counter()
-    if n_jobs != -1 and n_jobs < 1:
-        raise InputError(f"n_jobs: expected at least 1, or -1 for one process a core, got {n_jobs}")
+    settings = _Settings(seed, max_iter, solver, device, progress)
     if untrained is not None:
         check_untrained(store, untrained)
     rows, available = _choose_rows(store, group, split, max_rows, seed, needs_valid=C is None)
     X = _read_cells(store, rows, C)
-    fits = _fit_tags(X, rows, C, seed, max_iter, n_jobs, progress, "tags")
+    fits = _fit_tags(X, rows, C, settings, "tags")
     best = _best_cells(store, X, rows, fits, seed, progress, "best cells")
     untrained_best: list[BestCell] | list[None] = [None] * len(fits)
     baselines = [_majority_score(rows), _current_byte_score(store, rows)]
     named_fits = _named(fits, "")
     if untrained is not None:
         X_0 = _read_cells(untrained, rows, C)
-        fits_0 = _fit_tags(X_0, rows, C, seed, max_iter, n_jobs, progress, "untrained")
+        fits_0 = _fit_tags(X_0, rows, C, settings, "untrained")
         untrained_best = _best_cells(untrained, X_0, rows, fits_0, seed, progress, "best untrained cells")
         named_fits += _named(fits_0, "untrained ")
         for k, name in (("all", UNTRAINED_ALL), ("1", UNTRAINED_ONE)):
@@ -138,7 +148,7 @@ def fit_part_of_speech(
             baselines.append(_score(name, rows, {"test": predicted}, "normalised margins"))
     warn_unconverged(named_fits, max_iter)
     return PartOfSpeechResult(
-        provenance=provenance_of(store, untrained=untrained, seed=seed, split=split, max_iter=max_iter),
+        provenance=provenance_of(store, untrained=untrained, seed=seed, split=split, max_iter=max_iter, solver=solver),
         group=group,
         C=C,
         rows={part: rows.index[part].size for part in NAMES} | {"train_available": available},
@@ -203,70 +213,56 @@ def _read_cells(store: States, rows: _Rows, C: float | None) -> Cells:
     return {part: read_rows(store, rows.index[part]) for part in NAMES if part != "valid" or C is None}
 
 
-def _fit_tags(
-    X: Cells,
-    rows: _Rows,
-    C: float | None,
-    seed: int,
-    max_iter: int,
-    n_jobs: int,
-    progress: bool,
-    name: str,
-) -> list[_TagFits]:
+def _fit_tags(X: Cells, rows: _Rows, C: float | None, settings: _Settings, name: str) -> list[_TagFits]:
     """The fits of every class of the train rows, the most frequent first."""
     counts = np.bincount(rows.code["train"], minlength=len(rows.classes))
     codes = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
-    # Processes, not threads: liblinear draws from one random generator per process, threads would share it.
-    jobs = joblib.Parallel(n_jobs=min(joblib.effective_n_jobs(n_jobs), len(codes)), return_as="generator")(
-        joblib.delayed(_fit_tag)(
-            rows.classes[code],
-            code,
-            X["train"],
-            rows.code["train"] == code,
-            X.get("valid"),
-            rows.code["valid"] == code,
-            C,
-            seed,
-            max_iter,
+    targets = rows.code["train"][:, None] == np.array(codes)
+    sweep: list[list[L1Fit]] = []
+    for one in SWEEP_STRENGTHS if C is None else (C,):
+        before = sweep[-1] if sweep and settings.solver == "joint" else None
+        sweep.append(
+            fit_tags(
+                X["train"],
+                targets,
+                C=one,
+                seed=settings.seed,
+                max_iter=settings.max_iter,
+                solver=settings.solver,
+                device=settings.device,
+                start=before,
+                progress=settings.progress,
+            )
         )
-        for code in codes
-    )
     fits: list[_TagFits] = []
-    with tqdm(total=len(codes), desc=name, unit="tag", disable=not progress) as bar:
-        for fit in jobs:
-            fits.append(fit)
-            bar.set_postfix_str(f"{fit.tag}: {fit.full.nonzero} weights")
-            bar.update()
+    for place, code in enumerate(tqdm(codes, desc=f"{name}: fewer cells", unit="tag", disable=not settings.progress)):
+        of_tag = [one[place] for one in sweep]
+        full, others = of_tag[0], of_tag[1:]
+        if C is None:
+            truth = rows.code["valid"] == code
+            right = [accuracy(truth, fit.margin(X["valid"]) > 0) for fit in of_tag]
+            best = best_strength(SWEEP_STRENGTHS, right)
+            full, others = next(f for f in of_tag if best == f.C), [f for f in of_tag if best != f.C]
+        top = [_refit(X["train"], targets[:, place], full, k, settings) for k in TOP]
+        fits.append(_TagFits(rows.classes[code], code, full, tuple(top), tuple(others)))
     return fits
 
 
-def _fit_tag(
-    tag: str,
-    code: int,
-    X: NDArray[np.float32],
-    y: NDArray[np.bool_],
-    X_valid: NDArray[np.float32] | None,
-    y_valid: NDArray[np.bool_],
-    C: float | None,
-    seed: int,
-    max_iter: int,
-) -> _TagFits:
-    others: tuple[L1Fit, ...] = ()
-    if X_valid is not None:
-        sweep = sweep_l1(X, y, X_valid, y_valid, Cs=SWEEP_STRENGTHS, seed=seed, max_iter=max_iter)
-        full, others = sweep.best, sweep.fits
+def _refit(X: NDArray[np.float32], y: NDArray[np.bool_], full: L1Fit, k: int, settings: _Settings) -> _Classifier:
+    """The classifier on the k cells of the largest weights; of fewer where the fit has no more."""
+    columns = full.top(k)
+    if columns.size:
+        fit = fit_l1(
+            np.ascontiguousarray(X[:, columns]),
+            y,
+            C=full.C,
+            seed=settings.seed,
+            max_iter=settings.max_iter,
+            solver=settings.solver,
+        )
     else:
-        assert C is not None
-        full = fit_l1(X, y, C=C, seed=seed, max_iter=max_iter)
-    top = []
-    for k in TOP:
-        columns = full.top(k)
-        if columns.size:
-            fit = fit_l1(X[:, columns], y, C=full.C, seed=seed, max_iter=max_iter)
-        else:
-            fit = L1Fit(np.zeros(0), full.intercept, full.C, 0, full.converged, full.iterations)
-        top.append(_Classifier(str(k), columns, fit))
-    return _TagFits(tag, code, full, tuple(top), others)
+        fit = L1Fit(np.zeros(0), full.intercept, full.C, 0, full.converged, full.iterations, full.gap)
+    return _Classifier(str(k), columns, fit)
 
 
 def _best_cells(
@@ -329,6 +325,7 @@ def _tag_row(
         untrained_best=untrained_best,
         histogram=histogram_by_class(shown, positive["train"]),
         converged=fits.full.converged,
+        gap=fits.full.gap,
     )
 
 

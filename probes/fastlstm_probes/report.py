@@ -41,18 +41,21 @@ def write_report(
     states: States | None,
     samples: Path | None,
     readme_figure: Path | None = None,
+    allow_unconverged: bool = False,
 ) -> str:
     """Write the report to `out`.
 
     run: folder with `log.jsonl` and `config.json`; results: folder with `sentiment.json` and/or
     `part_of_speech.json`; states: a store of every byte of labelled or tagged documents, for the coloured text;
     samples: JSON lines of `fastlstm sample`; readme_figure: also write a PNG of the sentiment neuron here,
-    if there are a sentiment result and its coloured text. The same input gives the same bytes.
+    if there are a sentiment result and its coloured text; allow_unconverged: report, and mark, classifiers that are
+    not at their optimum. The same input gives the same bytes.
 
     Returns why `readme_figure` was asked for and not written; empty otherwise.
 
     Raises:
-        InputError: an input that was named is missing or damaged, or two of them are of different models.
+        InputError: an input that was named is missing or damaged, two of them are of different models, or a classifier
+            did not converge and that was not allowed.
     """
     if not results.is_dir():
         raise InputError(
@@ -63,6 +66,8 @@ def write_report(
     sentiment, pos = _read_results(results)
     sources = [result.provenance for result in (sentiment, pos) if result is not None]
     _check_models(trained, sentiment, pos, states, written)
+    if not allow_unconverged:
+        _check_converged(sentiment, pos)
     no_text = _why_no_text(states, sentiment)
     page = {
         "version": __version__,
@@ -104,6 +109,17 @@ def _read_results(folder: Path) -> tuple[SentimentResult | None, PartOfSpeechRes
     if second is not None and not isinstance(second, PartOfSpeechResult):
         raise InputError(f"{pos}: expected a part-of-speech result")
     return first, second
+
+
+def _check_converged(sentiment: SentimentResult | None, pos: PartOfSpeechResult | None) -> None:
+    gaps = {"sentiment": sentiment.gap} if sentiment is not None and not sentiment.converged else {}
+    gaps |= {row.tag: row.gap for row in pos.tags if not row.converged} if pos is not None else {}
+    if gaps:
+        name = max(gaps, key=lambda key: gaps[key])
+        raise InputError(
+            f"results: {len(gaps)} classifiers did not converge ({name}: relative duality gap {gaps[name]:.1e}): fit "
+            "again with a larger --max-iter, or report them as they are with --allow-unconverged"
+        )
 
 
 def _check_models(

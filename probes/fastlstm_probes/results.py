@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import sklearn
+import torch
 
 from fastlstm.errors import InputError
 from fastlstm.files import write_whole
@@ -24,7 +25,7 @@ from fastlstm.states import States, TextAttributes
 from fastlstm.version import __version__
 from fastlstm_probes.concepts.penn import PENN_TAGS
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -49,16 +50,20 @@ class Provenance:
     seed: int
     split: str  # "document" or "byte": see splits.py
     max_iter: int  # limit given to the L1 solver
+    solver: str  # "joint", or scikit-learn's "liblinear", "saga" or "sgd"
     versions: dict[str, str]  # of the fit; "store ..." of the dump
 
 
-def provenance_of(store: States, *, untrained: States | None, seed: int, split: str, max_iter: int) -> Provenance:
+def provenance_of(
+    store: States, *, untrained: States | None, seed: int, split: str, max_iter: int, solver: str
+) -> Provenance:
     """Where a fit on `store` with these settings comes from."""
     attributes = store.attributes
     fitted_with = {
         "fastlstm": __version__,
         "numpy": np.__version__,
         "scikit-learn": str(sklearn.__version__),
+        "torch": torch.__version__,
     }
     return Provenance(
         store=store.identity,
@@ -79,6 +84,7 @@ def provenance_of(store: States, *, untrained: States | None, seed: int, split: 
         seed=seed,
         split=split,
         max_iter=max_iter,
+        solver=solver,
         versions=fitted_with | {f"store {name}": version for name, version in attributes.versions.items()},
     )
 
@@ -153,6 +159,7 @@ class SentimentResult:
     histogram: Histogram
     misclassified: list[Example]  # test documents, the most confidently wrong first
     converged: bool  # of the fit that `weights` are
+    gap: float  # its relative duality gap
     seconds: float
 
 
@@ -209,6 +216,7 @@ class TagRow:
     untrained_best: BestCell | None  # the untrained model's, chosen in the same way; None: none was given
     histogram: Histogram  # of the best cell
     converged: bool
+    gap: float  # relative duality gap of the fit on all cells
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from tqdm import tqdm
 
 from fastlstm.errors import InputError
 from fastlstm.states import States
-from fastlstm_probes.l1 import MAX_ITER, L1Fit, L1Sweep, best_strength, sweep_l1, warn_unconverged
+from fastlstm_probes.l1 import MAX_ITER, L1Fit, L1Sweep, Solver, best_strength, sweep_l1, warn_unconverged
 from fastlstm_probes.metrics import accuracy, histogram_by_class, wilson
 from fastlstm_probes.results import Example, Score, SentimentResult, SweepPoint, provenance_of
 from fastlstm_probes.splits import NAMES, check_untrained, read_rows, split_rows
@@ -96,14 +96,15 @@ def fit_sentiment(
     untrained: States | None = None,
     seed: int = 42,
     max_iter: int = MAX_ITER,
+    solver: Solver = "joint",
     progress: bool = True,
 ) -> SentimentResult:
     """Fit sentiment (document label 0 or 1) on a store of one row per document.
 
     `untrained` is a store of the same rows by the same architecture with its initial weights: the row that
     says what training brought. Documents without a label are left out and counted. A fit that runs out of
-    `max_iter` is marked in the result and warned of once; liblinear is slow on cells that run away, a lower
-    `max_iter` bounds its time. The protocol is float32: a store of float16 is warned of.
+    `max_iter` is marked in the result and warned of once;
+    `solver` "liblinear" repeats the published runs. The protocol is float32: a store of float16 is warned of.
 
     Raises:
         InputError: the store's rows are not one per document, no or other labels, an empty part, a train part
@@ -122,7 +123,7 @@ def fit_sentiment(
         )
 
     cells = {part: read_rows(store, documents.rows[part]) for part in NAMES}
-    sweep = _sweep(cells, labels, seed, max_iter, progress, ALL_CELLS)
+    sweep = _sweep(cells, labels, seed, max_iter, solver, progress, ALL_CELLS)
     largest = _largest_weight(cells, labels, sweep.best)
     best = _best_cell(cells, labels)
     unit = int(store.units[largest.column])
@@ -131,6 +132,7 @@ def fit_sentiment(
         labels,
         seed,
         max_iter,
+        solver,
         progress,
         "one neuron",
     )
@@ -163,7 +165,7 @@ def fit_sentiment(
     sweeps = [(ALL_CELLS, sweep), ("one neuron", alone)]
     if untrained is not None:
         cells_0 = {part: read_rows(untrained, documents.rows[part]) for part in NAMES}
-        sweep_0 = _sweep(cells_0, labels, seed, max_iter, progress, "untrained")
+        sweep_0 = _sweep(cells_0, labels, seed, max_iter, solver, progress, "untrained")
         sweeps.append(("untrained", sweep_0))
         scores += [
             _score(UNTRAINED_ALL_CELLS, labels, _predict(sweep_0.best, cells_0), _describe(sweep_0.best)),
@@ -177,7 +179,9 @@ def fit_sentiment(
     )
     warn_unconverged(((name, fit) for name, one in sweeps for fit in (*one.fits, one.best)), max_iter)
     return SentimentResult(
-        provenance=provenance_of(store, untrained=untrained, seed=seed, split="document", max_iter=max_iter),
+        provenance=provenance_of(
+            store, untrained=untrained, seed=seed, split="document", max_iter=max_iter, solver=solver
+        ),
         counts={part: len(labels[part]) for part in NAMES} | {"unlabelled": documents.unlabelled},
         C=sweep.best.C,
         sweep=[
@@ -195,6 +199,7 @@ def fit_sentiment(
         histogram=histogram_by_class(shown.values["train"], labels["train"]),
         misclassified=_misclassified(store, documents, shown),
         converged=sweep.best.converged,
+        gap=sweep.best.gap,
         seconds=time.perf_counter() - started,
     )
 
@@ -263,6 +268,7 @@ def _sweep(
     labels: Parts,
     seed: int,
     max_iter: int,
+    solver: Solver,
     progress: bool,
     name: str,
 ) -> L1Sweep:
@@ -274,6 +280,7 @@ def _sweep(
         Cs=L1_STRENGTHS,
         seed=seed,
         max_iter=max_iter,
+        solver=solver,
         progress=progress,
         name=name,
     )

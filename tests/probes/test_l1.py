@@ -34,7 +34,7 @@ def _violation(X: np.ndarray, y: np.ndarray, weights: np.ndarray, intercept: flo
 def test_fit_is_optimal_for_the_penalised_intercept(data, C):
     X, y = data
     tol = 1e-6
-    fit = fit_l1(X, y, C=C, seed=0, tol=tol, max_iter=1000)
+    fit = fit_l1(X, y, C=C, seed=0, tol=tol, max_iter=1000, solver="liblinear")
     # liblinear stops at this share of the violation that it starts with (w = 0).
     start = _violation(X, y, np.zeros(12), 0.0, C)
     allowed = tol * min(y.sum(), (~y).sum()) / len(y) * start
@@ -63,7 +63,7 @@ def test_margin_is_the_decision_function(data):
 
 @pytest.mark.parametrize(("intercept", "limit"), [(-0.5, -np.inf), (0.0, -np.inf), (0.5, np.inf)])
 def test_without_weights_the_normalised_margin_is_the_limit(intercept, limit):
-    fit = L1Fit(np.zeros(3), intercept, 0.1, 0, True, 1)
+    fit = L1Fit(np.zeros(3), intercept, 0.1, 0, True, 1, 0.0)
     assert fit.normalised_margin(np.ones((2, 3), np.float32)).tolist() == [limit, limit]
     assert fit.margin(np.ones((2, 3), np.float32)).tolist() == [intercept, intercept]
     assert fit.top(3).size == 0
@@ -86,14 +86,14 @@ def test_best_strength_prefers_accuracy_then_the_smallest():
 
 def test_sweep_refits_on_train_alone_with_the_protocols_seed(data):
     X, y = data
-    sweep = sweep_l1(X[:300], y[:300], X[300:], y[300:], Cs=(0.02, 0.05, 0.1), seed=42)
-    again = fit_l1(X[:300], y[:300], C=sweep.best.C, seed=45)
+    sweep = sweep_l1(X[:300], y[:300], X[300:], y[300:], Cs=(0.02, 0.05, 0.1), seed=42, solver="liblinear")
+    again = fit_l1(X[:300], y[:300], C=sweep.best.C, seed=45, solver="liblinear")
     np.testing.assert_array_equal(sweep.best.weights, again.weights)
 
 
 def test_fits_that_ran_out_are_marked_and_warned_of_once(data):
     X, y = data
-    short = fit_l1(X, y, C=4.0, seed=0, max_iter=1)
+    short = fit_l1(X, y, C=4.0, seed=0, max_iter=1, solver="liblinear")
     full = fit_l1(X, y, C=4.0, seed=0)
     assert (short.converged, full.converged) == (False, True)
     with warnings.catch_warnings(record=True) as caught:

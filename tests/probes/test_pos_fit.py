@@ -87,7 +87,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> States:
 
 @pytest.fixture(scope="module")
 def result(store: States, untrained: States) -> PartOfSpeechResult:
-    return fit_part_of_speech(store, untrained=untrained, n_jobs=1, progress=False)
+    return fit_part_of_speech(store, untrained=untrained, progress=False)
 
 
 def test_every_planted_neuron_is_found(result):
@@ -126,7 +126,7 @@ def test_the_best_cell_is_not_that_of_the_largest_weight(tmp_path):
     cells[:, 0] = cells[:, nouns] + noise
     cells[:, nouns] *= 1e-4
     store = write_store(tmp_path / "store", text, every_byte(text), cells, rows="all", units=UNITS)
-    result = fit_part_of_speech(store, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, progress=False)
     (row,) = (row for row in result.tags if row.tag == "NN")
     assert row.top[0] != UNITS[nouns]
     assert row.best.unit == UNITS[nouns]
@@ -142,9 +142,9 @@ def test_validation_rows_are_read_only_to_choose_the_strength(store, monkeypatch
         return read_rows(of, rows)
 
     monkeypatch.setattr(part_of_speech, "read_rows", counted)
-    result = fit_part_of_speech(store, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, progress=False)
     assert (read, result.C) == ([result.rows["train"], result.rows["test"]], 0.25)
-    result = fit_part_of_speech(store, C=None, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, C=None, progress=False)
     assert (read[2:], result.C) == ([result.rows[part] for part in ("train", "valid", "test")], None)
 
 
@@ -188,7 +188,7 @@ def test_baselines(result, store):
 
 
 def test_noise_ranks_at_chance(untrained, store):
-    result = fit_part_of_speech(write_like(untrained, store), n_jobs=1, progress=False)
+    result = fit_part_of_speech(write_like(untrained, store), progress=False)
     for row in result.tags:
         share = row.positive / (row.positive + row.negative)
         for score in row.by_k:
@@ -212,7 +212,7 @@ def test_classes_of_bytes(store):
 
 
 def test_ungrouped_tags_are_apart(store):
-    result = fit_part_of_speech(store, group=False, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, group=False, progress=False)
     assert {row.tag for row in result.tags} == {*TAGSET, "SPACE", "OTHER"}
     by_tag = {row.tag: row for row in result.tags}
     assert by_tag["VBD"].top[0] == 10 + CLASSES.index("VB")
@@ -234,7 +234,7 @@ def test_other_rows_work(rows, tmp_path):
     else:
         position = position[2::3]
     store = write_store(tmp_path / "store", text, position, _cells(text)[position], rows=rows, units=UNITS)
-    result = fit_part_of_speech(store, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, progress=False)
     truth = np.array(_classes(text))[position]
     assert {row.tag: row.positive for row in result.tags} == {
         name: int((truth == name).sum()) for name in CLASSES if name in truth
@@ -242,20 +242,26 @@ def test_other_rows_work(rows, tmp_path):
     assert result.overall[0].accuracy > 0.98
 
 
-def test_processes_change_nothing(store, untrained, result):
-    parallel = fit_part_of_speech(store, untrained=untrained, n_jobs=2, progress=False)
-    assert parallel.tags == result.tags
-    assert parallel.overall == result.overall
+def test_the_same_fit_twice_is_the_same_result(store, untrained, result):
+    again = fit_part_of_speech(store, untrained=untrained, progress=False)
+    assert again.tags == result.tags
+    assert again.overall == result.overall
+
+
+def test_liblinear_finds_the_same_cells(store, result):
+    reference = fit_part_of_speech(store, solver="liblinear", progress=False)
+    assert reference.provenance.solver == "liblinear"
+    assert [(row.tag, row.top[:1]) for row in reference.tags] == [(row.tag, row.top[:1]) for row in result.tags]
 
 
 def test_sweep_chooses_per_tag_on_validation(store):
-    result = fit_part_of_speech(store, C=None, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, C=None, progress=False)
     # Every tag is separable, so that all strengths tie on the validation rows: the smallest.
     assert {row.C for row in result.tags} == {2.0**-4}
 
 
 def test_byte_split_and_row_limit_are_recorded(store):
-    result = fit_part_of_speech(store, split="byte", max_rows=1000, n_jobs=1, progress=False)
+    result = fit_part_of_speech(store, split="byte", max_rows=1000, progress=False)
     assert result.provenance.split == "byte"
     assert result.rows["train"] <= 1000 < result.rows["train_available"]
     assert result.rows["test"] == pytest.approx(0.1 * store.rows, abs=1)
@@ -263,7 +269,7 @@ def test_byte_split_and_row_limit_are_recorded(store):
 
 def test_fits_out_of_iterations_are_said(store):
     with pytest.warns(UserWarning, match="L1 fits did not converge in 1 iterations"):
-        result = fit_part_of_speech(store, max_iter=1, n_jobs=1, progress=False)
+        result = fit_part_of_speech(store, max_iter=1, progress=False)
     assert not all(row.converged for row in result.tags)
 
 
@@ -272,7 +278,6 @@ def test_a_tag_too_rare_for_a_weight_is_never_named(tmp_path):
     cells = 1e-4 * _cells(text)
     result = fit_part_of_speech(
         write_store(tmp_path / "store", text, every_byte(text), cells, rows="all", units=UNITS),
-        n_jobs=1,
         progress=False,
     )
     majority = result.baselines[0]
@@ -298,7 +303,5 @@ def test_mistakes_are_named(store, tmp_path):
     without = write_store(tmp_path / "test", no_test, every_byte(text), _cells(text), rows="all")
     with pytest.raises(InputError, match="no row in split 'test'"):
         fit_part_of_speech(without, progress=False)
-    with pytest.raises(InputError, match="n_jobs: expected at least 1, or -1 for one process a core, got 0"):
-        fit_part_of_speech(store, n_jobs=0, progress=False)
     with pytest.raises(InputError, match="expected a store of the untrained model"):
         fit_part_of_speech(store, untrained=store, progress=False)

@@ -72,7 +72,7 @@ def test_fit_sentiment_prints_a_table_and_writes_the_result(documents_store, kin
 
 def test_fit_pos_prints_a_table_and_writes_the_result(bytes_store, kind, tmp_path, capsys):
     out = tmp_path / "out"
-    arguments = ["fit", "pos", str(bytes_store), "--out", str(out), "--quiet", "--jobs", "1", "--C", "1"]
+    arguments = ["fit", "pos", str(bytes_store), "--out", str(out), "--quiet", "--C", "1"]
     assert main([*arguments, "--max-rows", "all", "--no-group", "--split", "byte"]) == 0
     output, errors = capsys.readouterr()
     assert errors == ""
@@ -91,8 +91,8 @@ def test_fit_pos_prints_a_table_and_writes_the_result(bytes_store, kind, tmp_pat
 def test_warnings_are_one_line_on_stderr(documents_store, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.filters", [])  # the command line's, not pytest's "error"
-        arguments = ["fit", "sentiment", str(documents_store), "--out", str(tmp_path), "--quiet", "--max-iter", "1"]
-        assert main(arguments) == 0
+        arguments = ["fit", "sentiment", str(documents_store), "--out", str(tmp_path), "--quiet"]
+        assert main([*arguments, "--max-iter", "1", "--solver", "liblinear"]) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("fastlstm-probes: warning: ")
     assert "did not converge in 1 iterations" in line
@@ -110,12 +110,6 @@ def test_text_without_labels_can_be_skipped(kind, documents_store, tmp_path, cap
     assert not (tmp_path / "out" / "sentiment.json").exists()
     assert main(["fit", "sentiment", str(documents_store), *arguments, "--skip-unlabelled"]) == 0
     assert (tmp_path / "out" / "sentiment.json").is_file()
-
-
-@pytest.mark.parametrize("kind", ["sst"], indirect=True)
-def test_no_processes_is_a_user_error(bytes_store, tmp_path, capsys):
-    arguments = ["fit", "pos", str(bytes_store), "--out", str(tmp_path), "--quiet", "--jobs", "0"]
-    assert _error(arguments, capsys) == "n_jobs: expected at least 1, or -1 for one process a core, got 0"
 
 
 def _error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -185,8 +179,8 @@ def test_help_says_defaults_and_units(command, capsys):
     expected = {
         "label reviews": "splits of the corpus to take reviews from (default: valid test)",
         "label treebank": "documents to label, or 'all' (default: 1000)",
-        "fit sentiment": "fits that did not converge are marked (default: 100)",
-        "fit pos": "32 bytes of memory per row and cell (default: 50000)",
+        "fit sentiment": "fits that did not converge are marked (default: 200)",
+        "fit pos": "those of whole documents, or 'all' (default: all)",
     }
     assert expected.get(command, "") in text
 

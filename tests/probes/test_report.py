@@ -120,7 +120,7 @@ def provenance(**changes: Any) -> Provenance:
         "store": "12" * 32, "untrained_store": "34" * 32, "model_sha256": MODEL, "model_step": 1200,
         "text_sha256": TEXT, "text_kind": "grammar", "synthetic": True, "tags": "gold",
         "splits": ["train", "test"], "documents": None, "cells": None, "dtype": "float32", "batch_size": 64,
-        "rows": "document", "state": "document", "seed": 42, "split": "document", "max_iter": 1000,
+        "rows": "document", "state": "document", "seed": 42, "split": "document", "max_iter": 1000, "solver": "joint",
         "versions": {"fastlstm": "0.1.0", "sklearn": "1.9.1"},
     }  # fmt: skip
     return Provenance(**(values | changes))
@@ -152,6 +152,7 @@ def sentiment_result() -> SentimentResult:
         histogram=Histogram([-3.0, -1.5, 0.0, 1.5, 3.0], [120, 260, 15, 5], [4, 20, 250, 126]),
         misclassified=[Example(f"\n {HOSTILE} ", 1, 0, -0.62, 7)],
         converged=True,
+        gap=1e-7,
         seconds=2.5,
     )
 
@@ -166,7 +167,7 @@ def tag_row(tag: str, positive: int, top: list[int], cell: BestCell, untrained: 
     untrained_best = None if untrained is None else dataclasses.replace(cell, unit=0, average_precision=untrained)
     return TagRow(
         tag, positive, 1000 - positive, len(top), top, by_k, 0.5, [float(w) for w in weights], 0.0,
-        cell, untrained_best, histogram, True,
+        cell, untrained_best, histogram, True, 1e-7,
     )  # fmt: skip
 
 
@@ -326,7 +327,10 @@ def test_commands_are_those_of_the_results(page: str) -> None:
     dumped = "--dtype float32 --state document --batch-size 64 --splits train test"
     for rows, states in (("document", "SENTIMENT_STATES"), ("all", "POS_STATES")):
         assert f"LABELLED_CDCDCD --rows {rows} {dumped} --out {states}" in page
-    assert "fit sentiment SENTIMENT_STATES --untrained SENTIMENT_UNTRAINED --seed 42 --max-iter 1000" in page
+    assert (
+        "fit sentiment SENTIMENT_STATES --untrained SENTIMENT_UNTRAINED --seed 42 --solver joint --max-iter 1000"
+        in page
+    )
     assert "fit pos POS_STATES --group --C 0.5 --split document --max-rows 800 --untrained" in page
 
 
@@ -591,3 +595,14 @@ def test_a_neuron_within_the_baselines_is_not_called_one() -> None:
     ]
     sentences = " ".join(findings.sentiment_sentences(dataclasses.replace(result, scores=weak)))
     assert "no sentiment neuron" in sentences
+
+
+def test_unconverged_classifiers_are_refused_unless_allowed(tmp_path: Path) -> None:
+    result = pos_result()
+    tags = [dataclasses.replace(result.tags[0], converged=False, gap=0.25), *result.tags[1:]]
+    save_result(tmp_path, dataclasses.replace(result, tags=tags))
+    given = {"run": None, "results": tmp_path, "states": None, "samples": None}
+    with pytest.raises(InputError, match=r"1 classifiers did not converge \(SPACE: relative duality gap 2.5e-01\)"):
+        write_report(tmp_path / "report.html", **given)
+    write_report(tmp_path / "report.html", **given, allow_unconverged=True)
+    assert "did not converge" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -43,6 +43,7 @@ PROVENANCE = Provenance(
     seed=42,
     split="document",
     max_iter=100,
+    solver="joint",
     versions={"numpy": "2"},
 )
 HISTOGRAM = Histogram([0.0, 0.5, 1.0], [1, 2], [3, 4])
@@ -64,6 +65,7 @@ SENTIMENT = SentimentResult(
     histogram=HISTOGRAM,
     misclassified=[Example("caf\u00e9 \U0001f600\n", 1, 0, -2.5, 11)],
     converged=True,
+    gap=1e-7,
     seconds=1.5,
 )
 PART_OF_SPEECH = PartOfSpeechResult(
@@ -89,6 +91,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
             BEST,
             HISTOGRAM,
             True,
+            1e-7,
         ),
         TagRow(
             "VB",
@@ -104,6 +107,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
             None,
             HISTOGRAM,
             False,
+            0.5,
         ),
     ],
     units=[3, 9],
@@ -134,7 +138,7 @@ def _change(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version 99, this program reads version 2: fit again"),
+        ({"format_version": 99}, "format version 99, this program reads version 3: fit again"),
         ({"kind": "colour"}, "expected a result of kind sentiment or part_of_speech, found kind 'colour'"),
         ({"kind": "part_of_speech"}, "not a whole result: part_of_speech: expected the fields"),
         ({"extra": 1}, "not a whole result: sentiment: expected the fields"),

@@ -151,7 +151,7 @@ def test_fits_out_of_iterations_are_said(tmp_path):
     labels = _labels()
     store = _store(tmp_path / "store", labels, _cells(labels, slope=0.3))
     with pytest.warns(UserWarning, match="L1 fits did not converge in 1 iterations: all cells"):
-        result = fit_sentiment(store, max_iter=1, progress=False)
+        result = fit_sentiment(store, max_iter=1, solver="liblinear", progress=False)
     assert not result.converged
     assert "not converged" in _score(result, sentiment.ALL_CELLS).detail
 

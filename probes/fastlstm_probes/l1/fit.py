@@ -1,0 +1,183 @@
+"""Classifiers of one tag against the rest, as the protocols use them: what a fit is, and fits for a choice of C.
+
+The problem is liblinear's, which the published protocols used: features as they are, the intercept penalised. It is
+solved for all tags at once (`solver.py`), or, to repeat published runs to the digit, by scikit-learn's liblinear.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.exceptions import ConvergenceWarning
+from tqdm import tqdm
+
+from fastlstm.errors import InputError
+from fastlstm_probes.l1.chunks import StoreRows
+from fastlstm_probes.l1.estimator import L1LogisticOvR, Solver
+from fastlstm_probes.metrics import accuracy
+
+TOL = 1e-6  # relative duality gap; of liblinear its own measure, with the default of the published runs below
+LIBLINEAR_TOL = 1e-4
+MAX_ITER = 200
+
+
+@dataclass(frozen=True)
+class L1Fit:
+    """One classifier: yes where `margin` > 0."""
+
+    weights: NDArray[np.float64]  # (U,)
+    intercept: float
+    C: float
+    nonzero: int
+    converged: bool
+    iterations: int
+    gap: float  # relative duality gap, from an exact pass: the objective is at most 1 / (1 - gap) times the least
+
+    def margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """x . w + b of every row of X (n, U), float64 (n,). Only columns with a weight are read."""
+        support = np.flatnonzero(self.weights)
+        return X[:, support].astype(np.float64) @ self.weights[support] + self.intercept
+
+    def normalised_margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """(x . w + b) / ||w||_2 of every row of X (n, U), float64 (n,) (Carvalho 2018).
+
+        Without any weight it is the limit w -> 0: +inf where b > 0, -inf otherwise, the same for every row.
+        """
+        norm = float(np.linalg.norm(self.weights))
+        if norm == 0.0:
+            return np.full(len(X), np.inf if self.intercept > 0 else -np.inf)
+        return self.margin(X) / norm
+
+    def top(self, k: int) -> NDArray[np.intp]:
+        """Columns of the k largest |w|, the largest first (ties: the lower column); zero weights never."""
+        order = np.argsort(-np.abs(self.weights), kind="stable")[: min(k, self.nonzero)]
+        return np.asarray(order, dtype=np.intp)
+
+
+@dataclass(frozen=True)
+class L1Sweep:
+    """Fits on train for each C, their accuracy on the validation rows, and the chosen C fitted once more."""
+
+    fits: tuple[L1Fit, ...]
+    valid_accuracy: tuple[float, ...]
+    best: L1Fit
+
+
+def fit_tags(
+    X: NDArray[np.float32] | StoreRows,
+    targets: NDArray[np.bool_],
+    *,
+    C: float,
+    seed: int,
+    tol: float | None = None,
+    max_iter: int = MAX_ITER,
+    solver: Solver = "joint",
+    device: str | None = None,
+    start: Sequence[L1Fit] | None = None,
+    progress: bool = False,
+) -> list[L1Fit]:
+    """Fit every column of targets (n, K) to X (n, U); `start`: fits of a neighbouring C, to begin from.
+
+    A fit that ran out of `max_iter` comes back with `converged=False`; see `warn_unconverged`.
+
+    Raises:
+        InputError: a tag that all rows have, or none.
+    """
+    for column in range(targets.shape[1]):
+        if targets[:, column].all() or not targets[:, column].any():
+            classes = np.unique(targets[:, column]).astype(int).tolist()
+            raise InputError(f"y: expected both classes 0 and 1 in every column, got {classes} in column {column}")
+    if tol is None:
+        tol = LIBLINEAR_TOL if solver == "liblinear" else TOL
+    model = L1LogisticOvR(
+        C=C, tol=tol, max_iter=max_iter, solver=solver, device=device, random_state=seed, verbose=progress
+    )
+    begin = None if start is None else np.array([[*fit.weights, fit.intercept] for fit in start])
+    with warnings.catch_warnings():
+        # Recorded in `converged`; `warn_unconverged` says it once for all fits of a protocol.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(X, targets, start=begin)
+    return [
+        L1Fit(
+            weights=model.coef_[k].copy(),
+            intercept=float(model.intercept_[k]),
+            C=C,
+            nonzero=int(np.count_nonzero(model.coef_[k])),
+            converged=bool(model.converged_[k]),
+            iterations=int(model.n_iter_[k]),
+            gap=float(model.gap_[k]),
+        )
+        for k in range(targets.shape[1])
+    ]
+
+
+def fit_l1(X: NDArray[np.float32], y: NDArray[Any], *, C: float, seed: int, **settings: Any) -> L1Fit:
+    """Fit one classifier to X (n, U) and y (n,), 0/1 or bool; settings: those of `fit_tags`.
+
+    Raises:
+        InputError: y has one class only, or values other than 0 and 1.
+    """
+    classes = np.unique(y).tolist()
+    if classes != [0, 1]:
+        raise InputError(f"y: expected both classes 0 and 1, got {classes}")
+    return fit_tags(X, np.asarray(y, dtype=bool)[:, None], C=C, seed=seed, **settings)[0]
+
+
+def sweep_l1(
+    X: NDArray[np.float32],
+    y: NDArray[Any],
+    X_valid: NDArray[np.float32],
+    y_valid: NDArray[Any],
+    *,
+    Cs: Sequence[float],
+    seed: int,
+    max_iter: int = MAX_ITER,
+    solver: Solver = "joint",
+    progress: bool = False,
+    name: str = "L1",
+) -> L1Sweep:
+    """Fit every C on (X, y) and take the C of the best accuracy on (X_valid, y_valid); ties: the smallest C.
+
+    The validation rows are never trained on. liblinear's fits are as in Radford et al. 2017 (`train_with_reg_cv`):
+    fit i has seed `seed + i`, and the best C is fitted again with seed `seed + len(Cs)`. The joint solver's fits are
+    exact, so that a seed changes nothing in them, and each begins from that of the next smaller C.
+    """
+    fits: dict[int, L1Fit] = {}
+    before: list[L1Fit] | None = None
+    order = range(len(Cs)) if solver == "liblinear" else sorted(range(len(Cs)), key=lambda i: Cs[i])
+    settings: dict[str, Any] = {"max_iter": max_iter, "solver": solver}
+    with tqdm(total=len(Cs), desc=name, unit="fit", disable=not progress) as bar:
+        for i in order:
+            bar.set_postfix_str(f"C={Cs[i]:g}")
+            fits[i] = fit_l1(X, y, C=Cs[i], seed=seed + i, start=before, **settings)
+            before = [fits[i]] if solver == "joint" else None
+            bar.update()
+        valid_accuracy = [accuracy(y_valid, fits[i].margin(X_valid) > 0) for i in range(len(Cs))]
+        C = best_strength(Cs, valid_accuracy)
+        best = fits[list(Cs).index(C)]
+        if solver == "liblinear":
+            best = fit_l1(X, y, C=C, seed=seed + len(Cs), **settings)
+    return L1Sweep(tuple(fits[i] for i in range(len(Cs))), tuple(valid_accuracy), best)
+
+
+def best_strength(Cs: Sequence[float], valid_accuracy: Sequence[float]) -> float:
+    """The C of the best validation accuracy; ties: the smallest C."""
+    return min(zip(Cs, valid_accuracy, strict=True), key=lambda point: (-point[1], point[0]))[0]
+
+
+def warn_unconverged(fits: Iterable[tuple[str, L1Fit]], max_iter: int) -> None:
+    """One `ConvergenceWarning` that names every (name, fit) that ran out of iterations; none: silent."""
+    names = [f"{name} (C={fit.C:g})" for name, fit in fits if not fit.converged]
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        warnings.warn(
+            f"{len(names)} L1 fits did not converge in {max_iter} iterations: {shown}; "
+            "their scores hold for the weights reached; raise max_iter, or look for cells that run away",
+            ConvergenceWarning,
+            stacklevel=2,
+        )

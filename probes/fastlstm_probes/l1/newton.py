@@ -1,0 +1,81 @@
+"""One proximal Newton step of one tag: where the quadratic model of its loss, plus the penalty, is least.
+
+The gradient of the model is exact, its Hessian is of the rows that carry most of the curvature: sum of w_i x_i x_i'
+over rows drawn with a chance in proportion to w_i. Only columns that can matter are moved: those with a weight and
+those that violate the optimality conditions most.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastlstm_probes.l1.interior_point import minimise_quadratic
+
+_ROWS = 8192
+_COLUMNS = 512
+_SMALLEST_SET = 256
+
+
+def newton_point(
+    X: Tensor, weights: Tensor, w: Tensor, gradient: Tensor, penalty: Tensor, *, rows: int, seed: int
+) -> Tensor:
+    """The minimiser (D + 1,) of gradient'(z - w) + (z - w)'H(z - w) / 2 + penalty'|z|, float64.
+
+    Args:
+        X: (n, D), any float dtype. weights: (n,) float32, of each row in the Hessian.
+        w, gradient, penalty: (D + 1,) float64, the intercept last.
+        rows: take about so many of the rows into H.
+        seed: of that choice.
+    """
+    columns = working_set(w, gradient, penalty)
+    H = hessian(X, *_thin(weights, rows, seed), columns)
+    z = torch.zeros_like(w)
+    start = w[columns]
+    z[columns] = minimise_quadratic(H, gradient[columns] - H @ start, penalty[columns], start)
+    return z
+
+
+def working_set(w: Tensor, gradient: Tensor, penalty: Tensor) -> Tensor:
+    """Columns with a weight, and those whose slope exceeds the penalty most, up to as many again (at least 256)."""
+    excess = torch.where((w != 0) | (penalty == 0), torch.inf, gradient.abs() - penalty)
+    size = max(_SMALLEST_SET, 2 * int((w != 0).sum()))
+    near = torch.nonzero(excess > -0.05)[:, 0]
+    if len(near) > size:
+        near = torch.topk(excess, size).indices.sort().values
+    return near
+
+
+def _thin(weights: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor]:
+    """About `rows` row numbers and their weights, whose expected sum over any rows is that of all of them."""
+    chosen = torch.nonzero(weights)[:, 0]
+    weights = weights[chosen]
+    if len(chosen) <= rows:
+        return chosen, weights
+    level = float(weights.double().sum()) / rows
+    draw = torch.from_numpy(np.random.default_rng(seed).random(len(chosen), dtype=np.float32)).to(weights.device)
+    taken = draw * level < weights
+    return chosen[taken], weights[taken].clamp_min(level)
+
+
+def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor) -> Tensor:
+    """Sum of w_i x_i x_i' over `rows` (n,) of X for some columns (S,), of which D is the ones: float64 (S, S).
+
+    Products are float32, sums over blocks of rows float64.
+    """
+    S = len(columns)
+    H = torch.zeros(S, S, dtype=torch.float64, device=X.device)
+    real = columns[columns < X.shape[1]]
+    for first in range(0, len(rows), _ROWS):
+        block = X[rows[first : first + _ROWS]][:, real].float()
+        if len(real) < S:
+            block = (
+                torch.cat([block, torch.ones_like(block[:, :1])], dim=1)
+                if S > 1
+                else torch.ones(len(block), 1, device=X.device)
+            )
+        weighted = block * weights[first : first + _ROWS, None]
+        for left in range(0, S, _COLUMNS):  # the upper triangle, in blocks
+            H[left : left + _COLUMNS, left:] += weighted[:, left : left + _COLUMNS].T @ block[:, left:]
+    return H.triu() + H.triu(1).T
