@@ -10,7 +10,8 @@ take turns. Rows of bench/results/states.csv, suite `states`; mode says where: `
     write       the whole call of dump, and raw: stored bytes a second; text_rate: bytes of text a second
     writer      the writing threads alone, from states that are there already
     pinned      what the GPU delivers to pinned memory, nothing written
-    units       16 chosen cells of every byte; last: the last state of every document: bytes of text a second
+    units       16 chosen cells of every byte; last: the last state of every document; statistics: of every cell over
+                all bytes, no states: bytes of text a second
     scan, unit  all rows in order; one cell over all rows, in ms; from the page cache
 """
 
@@ -277,7 +278,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-CASES = ("pinned", "units", "last", "write-tmpfs", "write-disk", "writer", "read")
+CASES = ("pinned", "units", "last", "statistics", "write-tmpfs", "write-disk", "writer", "read")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -296,6 +297,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 suite.extracting(memory, case, text, turns, **chosen)
             elif case == "last":
                 suite.extracting(memory, case, text, turns, rows="document")
+            elif case == "statistics":
+                suite.extracting(memory, case, text, turns, keep=("statistics",))
             elif case == "write-tmpfs":
                 shutil.rmtree(suite.writing(memory, "tmpfs", size, turns))
             elif case == "writer":
