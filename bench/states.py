@@ -197,7 +197,6 @@ class Suite:
         buffer = GroupBuffer(layout, layout.rows, device)
         buffer._whole.normal_()
         buffer.begin(0, layout.rows)
-        buffer.end()
         stored: list[float] = []
         raw: list[float] = []
         for turn in range(turns):

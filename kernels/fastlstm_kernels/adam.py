@@ -57,20 +57,20 @@ def numbers_kernel(
     LOG_BETA2: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    total = tl.zeros((BLOCK,), tl.float32)
+    total = tl.zeros((BLOCK,), tl.float64)
     for begin in range(0, COUNT, BLOCK):
         at = begin + tl.arange(0, BLOCK)
-        total += tl.load(partials + at, mask=at < COUNT, other=0)
-    scaled = tl.load(scale)
-    length = tl.div_rn(tl.sqrt_rn(tl.sum(total, 0)), scaled)
+        total += tl.load(partials + at, mask=at < COUNT, other=0).to(tl.float64)
+    scaled = tl.load(scale).to(tl.float64)
+    length = tl.sqrt(tl.sum(total, 0)) / scaled
     finite = length < float("inf")  # neither infinite nor NaN
-    tl.store(norm, tl.where(finite, length, 0.0))
+    tl.store(norm, tl.where(finite, length, 0.0).to(tl.float32))
     tl.store(left_out, tl.where(finite, 0.0, 1.0))
     updates = tl.load(steps) + tl.where(finite, 1.0, 0.0)
     tl.store(steps, updates)
     updates = tl.maximum(updates, 1.0).to(tl.float64)
     step = tl.load(rate)
-    tl.store(numbers, tl.div_rn(tl.minimum(tl.div_rn(CLIP, length + NORM_EPSILON), 1.0), scaled))
+    tl.store(numbers, (tl.minimum(CLIP / (length + NORM_EPSILON), 1.0) / scaled).to(tl.float32))
     tl.store(numbers + 1, (1.0 - step * WEIGHT_DECAY).to(tl.float32))
     tl.store(numbers + 2, (step / (1.0 - tl.exp(updates * LOG_BETA1))).to(tl.float32))
     tl.store(numbers + 3, (1.0 / tl.sqrt(1.0 - tl.exp(updates * LOG_BETA2))).to(tl.float32))

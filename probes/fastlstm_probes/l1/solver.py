@@ -164,7 +164,7 @@ class _Solver:
 
     def _newton(self) -> None:
         K = self.passes.problem.tags
-        rows = torch.full((K,), float(_ROWS_PER_COLUMN))
+        rows = torch.full((K,), float(_ROWS_PER_COLUMN), device=self.W.device)
         target = self.W.clone()
         length = torch.ones(K, dtype=torch.float64, device=self.W.device)
         promised = torch.zeros(K, dtype=torch.float64, device=self.W.device)
