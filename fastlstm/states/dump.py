@@ -191,7 +191,7 @@ def dump(
     with store.alone():
         Progress(store).remove()  # of a kill at the very end, maybe another worker's
     if "states" not in keeps:
-        text_bytes = sum(entry.bytes for split in taken for entry in corpus.shards(split))
+        text_bytes = len(open_text(corpus, taken, documents))
         return DumpSummary(open_statistics(out).count, text_bytes, time.perf_counter() - started, already)
     states = open_states(out)
     return DumpSummary(states.rows, int(states.document_offset[-1]), time.perf_counter() - started, already)

@@ -18,6 +18,10 @@ from fastlstm.errors import InputError
 from fastlstm.states.layout import CHECKSUM_BYTES, EMPTY, Layout, checksum, shard_name
 
 
+Mapped = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
+"""A shard's bytes, and where in them the chunk of each block and column begins, (blocks, columns)."""
+
+
 def layout_of(array: zarr.Array[Any]) -> Layout | None:
     """The layout of an array that lies in files as `layout.py` says; None for any other."""
     codecs = array.metadata.codecs if array.metadata.zarr_format == 3 else ()
@@ -34,29 +38,22 @@ def layout_of(array: zarr.Array[Any]) -> Layout | None:
 
 
 class ShardReader:
-    """The array `states` of the store at ``path``."""
+    """The array `states` of the store at ``path``; keeps the shard mapped that was read last."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._path = path
         self._layout = layout
+        self._last: tuple[int, Mapped] | None = None
 
     def read(self, start: int, stop: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
         """Rows start:stop (within the array), (rows, U) in ``dtype``."""
         layout = self._layout
         values = np.empty((stop - start, layout.units), dtype)
-        for shard in range(start // layout.shard_rows, -(-stop // layout.shard_rows)):
-            blocks = self._blocks(shard)
-            base = shard * layout.shard_rows
-            for block in range(layout.blocks(shard)):
-                first = base + block * layout.block_rows
-                low, high = max(start, first), min(stop, first + layout.block_rows)
-                if low >= high:
-                    continue
-                for column in range(layout.columns):
-                    unit = column * layout.block_units
-                    last = min(unit + layout.block_units, layout.units)
-                    chunk = blocks(block, column)[low - first : high - first, : last - unit]
-                    values[low - start : high - start, unit:last] = chunk
+        for block in range(start // layout.block_rows, -(-stop // layout.block_rows) if stop > start else 0):
+            first = block * layout.block_rows
+            low, high = max(start, first), min(stop, first + layout.block_rows)
+            shard, inside = divmod(block, layout.shard_blocks)
+            self._copy(self._mapped(shard), inside, low - first, high - first, values[low - start : high - start])
         return values
 
     def column(self, unit: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -64,16 +61,44 @@ class ShardReader:
         layout = self._layout
         values = np.empty(layout.rows, dtype)
         column, inside = divmod(unit, layout.block_units)
-        for shard in range(layout.shards):
-            blocks = self._blocks(shard)
-            for block in range(layout.blocks(shard)):
-                first = shard * layout.shard_rows + block * layout.block_rows
-                last = min(first + layout.block_rows, layout.rows)
-                values[first:last] = blocks(block, column)[: last - first, inside]
+        for block in range(-(-layout.rows // layout.block_rows)):
+            first = block * layout.block_rows
+            rows = values[first : first + layout.block_rows]
+            shard, of_shard = divmod(block, layout.shard_blocks)
+            data, offset = self._mapped(shard)
+            rows[...] = self._chunk(data, int(offset[of_shard, column]))[: len(rows), inside]
         return values
 
-    def _blocks(self, shard: int) -> Any:
-        """The chunk (block_rows, block_units) of a block and column of ``shard``, mapped, by a function."""
+    def _copy(self, mapped: Mapped, block: int, first: int, last: int, out: npt.NDArray[Any]) -> None:
+        """Rows first:last of a block to ``out``."""
+        layout = self._layout
+        data, offsets = mapped
+        offset = offsets[block]
+        step = int(offset[-1] - offset[0]) // max(1, layout.columns - 1)
+        if layout.units == layout.columns * layout.block_units and (np.diff(offset) == step).all():
+            # In the order of ``out``: 8.7 GB/s against 5.4 chunk after chunk (2,048 units, one thread).
+            rows = np.lib.stride_tricks.as_strided(
+                self._chunk(data, int(offset[0])),
+                (layout.block_rows, layout.columns, layout.block_units),
+                (layout.block_units * layout.dtype.itemsize, step, layout.dtype.itemsize),
+                writeable=False,
+            )
+            out.reshape(len(out), layout.columns, -1)[...] = rows[first:last]
+            return
+        for column in range(layout.columns):
+            units = out[:, column * layout.block_units : (column + 1) * layout.block_units]
+            units[...] = self._chunk(data, int(offset[column]))[first:last, : units.shape[1]]
+
+    def _chunk(self, data: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[Any]:
+        layout = self._layout
+        return data[offset : offset + layout.chunk_bytes].view(layout.dtype).reshape(layout.block_rows, -1)
+
+    def _mapped(self, shard: int) -> Mapped:
+        if self._last is None or self._last[0] != shard:
+            self._last = (shard, self._map(shard))
+        return self._last[1]
+
+    def _map(self, shard: int) -> Mapped:
         layout = self._layout
         path = self._path / shard_name(shard)
         try:
@@ -91,9 +116,4 @@ class ShardReader:
         last = len(data) - layout.index_bytes - length
         if (there == EMPTY).any() or (there[..., 1] != length).any() or int(there[..., 0].max()) > last:
             raise InputError(f"{self._path}: a chunk is damaged ({shard_name(shard)}: its index does not fit)")
-
-        def chunk(block: int, column: int) -> npt.NDArray[Any]:
-            begin = int(there[block, column, 0])
-            return data[begin : begin + layout.chunk_bytes].view(layout.dtype).reshape(layout.block_rows, -1)
-
-        return chunk
+        return np.asarray(data), there[..., 0].astype(np.int64)

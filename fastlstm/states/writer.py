@@ -96,6 +96,7 @@ def finish_store(store: Storage, attributes: StoreAttributes) -> None:
     """Mark a store as complete of which every group is done."""
     complete = dataclasses.replace(attributes, complete=True)
     with store.naming():
+        store.sync()  # before: a store that says it is complete has nothing left over
         group = zarr.open_group(store.zarr(read_only=False), mode="r+", zarr_format=3)
         group.update_attributes({ATTRIBUTE: complete.to_json()})
         store.sync()
