@@ -103,7 +103,7 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_fit(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(metavar="{sentiment,pos}", required=True)
+    commands = parser.add_subparsers(metavar="{sentiment,pos,carvalho2018,radford2017}", required=True)
     sentiment = _command(
         commands,
         "sentiment",
@@ -150,10 +150,33 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
     )
     pos.add_argument("--skip-untagged", action="store_true", help="text without tags is not an error: fit nothing")
     pos.add_argument("--device", help="where the joint solver computes, such as cuda; default: the CPU")
-    for command in (sentiment, pos):
+    carvalho = _command(
+        commands,
+        "carvalho2018",
+        _fit_carvalho,
+        "the whole protocol of Carvalho 2018: every store by byte and document splits, tags grouped and as they are, "
+        "C per tag, all cells and the k best; tables as CSV, results as JSON, reports",
+        "Given again after a kill, it goes on at the fit that is missing.",
+    )
+    carvalho.add_argument("stores", type=Path, nargs="+", help="states stores of tagged text, rows all")
+    carvalho.add_argument("--untrained", type=Path, nargs="+", default=(), help="their untrained ones, in this order")
+    carvalho.add_argument("--device", help="where the joint solver computes, such as cuda; default: the CPU")
+    radford = _command(
+        commands,
+        "radford2017",
+        _fit_radford,
+        "the protocol of Radford et al. 2017 on the Stanford Sentiment Treebank: table as CSV, result as JSON, report",
+    )
+    radford.add_argument("store", type=Path, help="states store of `label sst`, rows document, float32")
+    for command in (carvalho, radford):
+        command.add_argument(
+            "--allow-unconverged", action="store_true", help="report classifiers that are not at their optimum"
+        )
+    for command in (sentiment, pos, radford):
         command.add_argument(
             "--untrained", type=Path, help="store of the same rows by the untrained model, for its baseline"
         )
+    for command in (sentiment, pos, carvalho, radford):
         command.add_argument("--out", type=Path, required=True, help="folder to write the result (JSON) to")
         command.add_argument(
             "--seed", type=_natural, default=42, help="of the rows drawn, and of liblinear's coordinate order"
@@ -308,6 +331,42 @@ def _fit_pos(options: argparse.Namespace) -> None:
     print(f"written: {path}")
 
 
+def _fit_carvalho(options: argparse.Namespace) -> None:
+    from fastlstm.states import open_states
+    from fastlstm_probes.recipes import Settings, carvalho2018
+
+    settings = Settings(
+        options.seed, options.max_iter, options.solver, options.device, options.allow_unconverged, not options.quiet
+    )
+    with only_writer(options.out / "overall.csv"):
+        files = carvalho2018(
+            [open_states(path) for path in options.stores],
+            options.out,
+            untrained=[open_states(path) for path in options.untrained],
+            settings=settings,
+        )
+    for file in files:
+        print(f"written: {file}")
+
+
+def _fit_radford(options: argparse.Namespace) -> None:
+    from fastlstm.states import open_states
+    from fastlstm_probes.recipes import Settings, radford2017
+
+    settings = Settings(
+        options.seed, options.max_iter, options.solver, None, options.allow_unconverged, not options.quiet
+    )
+    with only_writer(options.out / "sentiment.csv"):
+        files = radford2017(
+            open_states(options.store),
+            options.out,
+            untrained=open_states(options.untrained) if options.untrained else None,
+            settings=settings,
+        )
+    for file in files:
+        print(f"written: {file}")
+
+
 def _report(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
     from fastlstm_probes.report import write_report
@@ -383,10 +442,14 @@ def _print_part_of_speech(result: PartOfSpeechResult) -> None:
         f"part of speech, tags {'grouped' if result.group else 'as they are'}: {rows['train']:,} of "
         f"{rows['train_available']:,} train, {rows['valid']:,} valid, {rows['test']:,} test rows"
     )
-    print("\nall tags, test, %       accuracy  precision  recall (weighted)")
+    print("\nall tags, test, %       accuracy  precision  recall (weighted)   95 % interval, by document")
     for overall in result.overall:
         cells = "all cells" if overall.k == "all" else f"{overall.k} per tag"
-        print(f"{cells:<24s}{100 * overall.accuracy:8.1f}{100 * overall.precision:11.1f}{100 * overall.recall:8.1f}")
+        cells += ", probability" if overall.rule == "probability" else ""
+        print(
+            f"{cells:<24s}{100 * overall.accuracy:8.1f}{100 * overall.precision:11.1f}{100 * overall.recall:8.1f}"
+            f"   {100 * overall.low:.1f}-{100 * overall.high:.1f}"
+        )
     _print_scores(result.baselines)
     print("\n                            all cells, %                  k = 1, %                         best cell, %")
     print(

@@ -128,7 +128,7 @@ def part_of_speech_sentences(result: PartOfSpeechResult) -> list[str]:
     ]
     if result.provenance.untrained_store is None:
         sentences.append("No untrained model was given, so they are judged by chance alone.")
-    overall = {row.k: row for row in result.overall}
+    overall = {row.k: row for row in result.overall if row.rule == "norm"}
     if "all" in overall and "1" in overall:
         baselines = ", ".join(f"{row.name} {percent(row.test)}" for row in result.baselines)
         sentences.append(

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    matthews_corrcoef,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
 
 from fastlstm_probes.results import Histogram
 
@@ -21,6 +27,8 @@ class BinaryScores:
     precision: float
     recall: float
     average_precision: float | None  # None where the class does not occur
+    roc_auc: float | None  # None where only one class occurs
+    mcc: float  # Matthews correlation coefficient, 0 where it is 0/0
 
 
 def accuracy(truth: NDArray[Any], predicted: NDArray[Any]) -> float:
@@ -39,7 +47,29 @@ def binary_scores(truth: NDArray[np.bool_], margin: NDArray[np.float64]) -> Bina
     predicted = margin > 0
     precision, recall, _, _ = precision_recall_fscore_support(truth, predicted, average="binary", zero_division=0)
     average_precision = float(average_precision_score(truth, margin)) if truth.any() else None
-    return BinaryScores(accuracy(truth, predicted), float(precision), float(recall), average_precision)
+    return BinaryScores(
+        accuracy=accuracy(truth, predicted),
+        precision=float(precision),
+        recall=float(recall),
+        average_precision=average_precision,
+        roc_auc=float(roc_auc_score(truth, margin)) if truth.any() and not truth.all() else None,
+        mcc=float(matthews_corrcoef(truth, predicted)),
+    )
+
+
+def bootstrap_by_group(
+    correct: NDArray[np.bool_], group: NDArray[np.int64], seed: int, draws: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile interval of the share of `correct` (n,) when whole groups (n,) are drawn with replacement.
+
+    Rows of one document are not independent, documents nearly are (Efron and Tibshirani 1993, chapter 13).
+    """
+    _, place = np.unique(group, return_inverse=True)
+    size = np.bincount(place)
+    right = np.bincount(place, weights=correct)
+    times = np.random.default_rng(seed).multinomial(len(size), np.full(len(size), 1 / len(size)), size=draws)
+    low, high = np.quantile(times @ right / (times @ size), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:

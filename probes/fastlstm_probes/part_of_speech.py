@@ -12,26 +12,32 @@ margins tie, the class that is more frequent in train wins, so classifiers witho
 
 from __future__ import annotations
 
+import hashlib
 import time
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.metrics import f1_score
 from tqdm import tqdm
 
 from fastlstm.errors import InputError
 from fastlstm.states import States
 from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
 from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_l1, fit_tags, warn_unconverged
+from fastlstm_probes.l1.stored import stored_fits
 from fastlstm_probes.metrics import (
     accuracy,
     binary_scores,
+    bootstrap_by_group,
     histogram_by_class,
     weighted_precision_recall,
     wilson,
 )
 from fastlstm_probes.results import BestCell, KResult, PartOfSpeechResult, Score, TagRow, TagScore, provenance_of
-from fastlstm_probes.single_cells import Codes, judge_cell, rank_cells, ranking_rows
+from fastlstm_probes.single_cells import Codes, best_f1_threshold, judge_cell, rank_cells, ranking_rows
 from fastlstm_probes.splits import NAMES, SplitRule, check_untrained, limit_rows, read_rows, split_rows
 
 MAJORITY = "majority tag"
@@ -78,6 +84,8 @@ class _Settings:
     solver: Solver
     device: str | None
     progress: bool
+    top: tuple[int, ...]
+    partial_fits: Path | None
 
 
 @dataclass(frozen=True)
@@ -104,6 +112,8 @@ def fit_part_of_speech(
     max_iter: int = MAX_ITER,
     solver: Solver = "joint",
     device: str | None = None,
+    top: tuple[int, ...] = TOP,
+    partial_fits: Path | None = None,
     progress: bool = True,
 ) -> PartOfSpeechResult:
     """Fit every part of speech of a store whose text has tagged words.
@@ -118,6 +128,8 @@ def fit_part_of_speech(
         max_rows: train on at most so many rows, those of whole documents drawn by `seed`; None: on all.
         solver: "joint", all tags at once, or scikit-learn's "liblinear", "saga" or "sgd", tag by tag.
         device: where the joint solver computes; None: on the CPU.
+        top: numbers of cells k that classifiers are fitted on besides all.
+        partial_fits: folder for the fits on all cells as they are made: the same call again goes on from them.
 
     The best cells are chosen on at most 20,000 of the train rows, drawn by `seed`; their thresholds on all of them.
     Classes that the train rows lack have no classifier; test rows of them count as wrong. The intervals of the
@@ -128,23 +140,23 @@ def fit_part_of_speech(
             untrained store of something else.
     """
     started = time.perf_counter()
-    settings = _Settings(seed, max_iter, solver, device, progress)
+    settings = _Settings(seed, max_iter, solver, device, progress, top, partial_fits)
     if untrained is not None:
         check_untrained(store, untrained)
     rows, available = _choose_rows(store, group, split, max_rows, seed, needs_valid=C is None)
-    X = _read_cells(store, rows, C)
-    fits = _fit_tags(X, rows, C, settings, "tags")
+    X = _read_cells(store, rows)
+    fits = _fit_tags(store, X, rows, C, settings, "tags")
     best = _best_cells(store, X, rows, fits, seed, progress, "best cells")
     untrained_best: list[BestCell] | list[None] = [None] * len(fits)
     baselines = [_majority_score(rows), _current_byte_score(store, rows)]
     named_fits = _named(fits, "")
     if untrained is not None:
-        X_0 = _read_cells(untrained, rows, C)
-        fits_0 = _fit_tags(X_0, rows, C, settings, "untrained")
+        X_0 = _read_cells(untrained, rows)
+        fits_0 = _fit_tags(untrained, X_0, rows, C, settings, "untrained")
         untrained_best = _best_cells(untrained, X_0, rows, fits_0, seed, progress, "best untrained cells")
         named_fits += _named(fits_0, "untrained ")
         for k, name in (("all", UNTRAINED_ALL), ("1", UNTRAINED_ONE)):
-            predicted = _predict(fits_0, k, X_0["test"])
+            predicted = _predict(fits_0, "norm", k, X_0["test"])
             baselines.append(_score(name, rows, {"test": predicted}, "normalised margins"))
     warn_unconverged(named_fits, max_iter)
     return PartOfSpeechResult(
@@ -153,7 +165,11 @@ def fit_part_of_speech(
         C=C,
         rows={part: rows.index[part].size for part in NAMES} | {"train_available": available},
         ranking_rows=ranking_rows(rows.index["train"].size, seed).size,
-        overall=[_overall(fits, k, X["test"], rows.code["test"]) for k in ("all", *map(str, TOP))],
+        overall=[
+            _overall(store, fits, rule, k, X["test"], rows, seed)
+            for rule in ("norm", "probability")
+            for k in ("all", *map(str, top))
+        ],
         baselines=baselines,
         tags=[
             _tag_row(fit, rows, X, store.units, cell, cell_0)
@@ -208,12 +224,12 @@ def _choose_rows(
     return _Rows(classes, index, {part: code[index[part]] for part in NAMES}), parts.train.size
 
 
-def _read_cells(store: States, rows: _Rows, C: float | None) -> Cells:
-    """The cells by part; the validation rows only where C is chosen by them."""
-    return {part: read_rows(store, rows.index[part]) for part in NAMES if part != "valid" or C is None}
+def _read_cells(store: States, rows: _Rows) -> Cells:
+    """The cells by part; the validation rows, which choose C and thresholds, where there are any."""
+    return {part: read_rows(store, rows.index[part]) for part in NAMES if rows.index[part].size}
 
 
-def _fit_tags(X: Cells, rows: _Rows, C: float | None, settings: _Settings, name: str) -> list[_TagFits]:
+def _fit_tags(store: States, X: Cells, rows: _Rows, C: float | None, settings: _Settings, name: str) -> list[_TagFits]:
     """The fits of every class of the train rows, the most frequent first."""
     counts = np.bincount(rows.code["train"], minlength=len(rows.classes))
     codes = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
@@ -221,19 +237,30 @@ def _fit_tags(X: Cells, rows: _Rows, C: float | None, settings: _Settings, name:
     sweep: list[list[L1Fit]] = []
     for one in SWEEP_STRENGTHS if C is None else (C,):
         before = sweep[-1] if sweep and settings.solver == "joint" else None
-        sweep.append(
-            fit_tags(
-                X["train"],
-                targets,
-                C=one,
-                seed=settings.seed,
-                max_iter=settings.max_iter,
-                solver=settings.solver,
-                device=settings.device,
-                start=before,
-                progress=settings.progress,
-            )
+        make = partial(
+            fit_tags,
+            X["train"],
+            targets,
+            C=one,
+            seed=settings.seed,
+            max_iter=settings.max_iter,
+            solver=settings.solver,
+            device=settings.device,
+            start=before,
+            progress=settings.progress,
         )
+        key = {
+            "store": store.identity,
+            "rows": hashlib.sha256(rows.index["train"].tobytes()).hexdigest(),
+            "classes": [rows.classes[code] for code in codes],
+            "C": one,
+            "started": before is not None,
+            "seed": settings.seed,
+            "max_iter": settings.max_iter,
+            "solver": settings.solver,
+            "device": settings.device,
+        }
+        sweep.append(stored_fits(settings.partial_fits, key, make))
     fits: list[_TagFits] = []
     for place, code in enumerate(tqdm(codes, desc=f"{name}: fewer cells", unit="tag", disable=not settings.progress)):
         of_tag = [one[place] for one in sweep]
@@ -243,7 +270,7 @@ def _fit_tags(X: Cells, rows: _Rows, C: float | None, settings: _Settings, name:
             right = [accuracy(truth, fit.margin(X["valid"]) > 0) for fit in of_tag]
             best = best_strength(SWEEP_STRENGTHS, right)
             full, others = next(f for f in of_tag if best == f.C), [f for f in of_tag if best != f.C]
-        top = [_refit(X["train"], targets[:, place], full, k, settings) for k in TOP]
+        top = [_refit(X["train"], targets[:, place], full, k, settings) for k in settings.top]
         fits.append(_TagFits(rows.classes[code], code, full, tuple(top), tuple(others)))
     return fits
 
@@ -283,16 +310,30 @@ def _best_cells(
     ]
 
 
-def _predict(fits: list[_TagFits], k: str, X: NDArray[np.float32]) -> Codes:
-    margins = np.stack([next(c for c in fit.classifiers() if c.k == k).normalised_margin(X) for fit in fits], axis=1)
+def _predict(fits: list[_TagFits], rule: str, k: str, X: NDArray[np.float32]) -> Codes:
+    """Each row's class: of the largest normalised margin, or ("probability") of the largest predict_proba."""
+    chosen = [next(c for c in fit.classifiers() if c.k == k) for fit in fits]
+    margins = np.stack([c.normalised_margin(X) if rule == "norm" else c.margin(X) for c in chosen], axis=1)
     codes = np.array([fit.code for fit in fits], dtype=np.int16)
     return np.asarray(codes[margins.argmax(axis=1)])
 
 
-def _overall(fits: list[_TagFits], k: str, X: NDArray[np.float32], code: Codes) -> KResult:
-    predicted = _predict(fits, k, X)
+def _overall(
+    store: States, fits: list[_TagFits], rule: str, k: str, X: NDArray[np.float32], rows: _Rows, seed: int
+) -> KResult:
+    code = rows.code["test"]
+    predicted = _predict(fits, rule, k, X)
     precision, recall = weighted_precision_recall(code, predicted)
-    return KResult(k, accuracy(code, predicted), precision, recall)
+    low, high = bootstrap_by_group(predicted == code, store.document_of_row[rows.index["test"]], seed)
+    return KResult(k, accuracy(code, predicted), precision, recall, rule, low, high)
+
+
+def _tuned_f1(classifier: _Classifier, X: Cells, positive: dict[str, NDArray[np.bool_]]) -> float | None:
+    """F1 on test at the threshold of the best F1 on the validation rows; None without validation or test rows."""
+    if "valid" not in X or not positive["valid"].any() or not positive["test"].any():
+        return None
+    threshold = best_f1_threshold(classifier.margin(X["valid"]), positive["valid"])
+    return float(f1_score(positive["test"], classifier.margin(X["test"]) > threshold, zero_division=0))
 
 
 def _tag_row(
@@ -308,8 +349,19 @@ def _tag_row(
     by_k = []
     for classifier in fits.classifiers():
         scores = binary_scores(positive["test"], classifier.margin(X["test"]))
-        by_k.append(TagScore(classifier.k, scores.accuracy, scores.precision, scores.recall, scores.average_precision))
-    top = fits.full.top(max(TOP))
+        by_k.append(
+            TagScore(
+                k=classifier.k,
+                accuracy=scores.accuracy,
+                precision=scores.precision,
+                recall=scores.recall,
+                average_precision=scores.average_precision,
+                roc_auc=scores.roc_auc,
+                mcc=scores.mcc,
+                tuned_f1=_tuned_f1(classifier, X, positive),
+            )
+        )
+    top = fits.full.top(3)
     shown = X["train"][:, int(np.flatnonzero(units == best.unit)[0])]
     return TagRow(
         tag=fits.tag,

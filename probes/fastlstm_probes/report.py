@@ -346,7 +346,7 @@ def _part_of_speech(result: PartOfSpeechResult, states: States | None) -> dict[s
         "findings": judged,
         "stored": rows_in_words(result.provenance.rows),
         "meaning": {row.tag: tag_meaning(row.tag, result.group) for row in result.tags},
-        "ks": [row.k for row in result.overall],
+        "ks": [row.k for row in result.overall if row.rule == "norm"],
         "unconverged": any(not row.converged for row in result.tags),
         "shown": [_tag_figures(result, f) for f in judged if f.word][:_TAG_FIGURES],
         "best": best,

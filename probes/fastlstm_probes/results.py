@@ -165,12 +165,18 @@ class SentimentResult:
 
 @dataclass(frozen=True)
 class KResult:
-    """All tags together on the test rows: the tag of the largest normalised margin, with k cells a tag."""
+    """All tags together on the test rows, with k cells a tag: the tag of the largest margin.
 
-    k: str  # "all", "1", "2", "3"
+    `low`..`high` is the 95 % interval of the accuracy when documents are drawn anew (bootstrap by document).
+    """
+
+    k: str  # "all", "1", "2", ...
     accuracy: float
     precision: float  # weighted by the tags' true counts
     recall: float
+    rule: str  # "norm": margins divided by ||w|| (the study's text); "probability": predict_proba (its code)
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -182,6 +188,9 @@ class TagScore:
     precision: float
     recall: float
     average_precision: float | None  # None: the tag is not in the test rows
+    roc_auc: float | None
+    mcc: float  # Matthews correlation; 0 where it is 0/0
+    tuned_f1: float | None  # at the threshold of the best F1 on the validation rows; None: without them
 
 
 @dataclass(frozen=True)

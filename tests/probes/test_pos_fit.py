@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,7 +20,6 @@ from fastlstm_probes.part_of_speech import (
     row_classes,
 )
 from fastlstm_probes.results import PartOfSpeechResult
-from fastlstm_probes.splits import read_rows
 from planted_store import PlantedText, every_byte, last_bytes, write_store
 
 TAGSET = ("DT", "NN", "NNS", "VBD", "FW")
@@ -134,23 +135,11 @@ def test_the_best_cell_is_not_that_of_the_largest_weight(tmp_path):
     assert row.untrained_best is None
 
 
-def test_validation_rows_are_read_only_to_choose_the_strength(store, monkeypatch):
-    read = []
-
-    def counted(of, rows):
-        read.append(rows.size)
-        return read_rows(of, rows)
-
-    monkeypatch.setattr(part_of_speech, "read_rows", counted)
-    result = fit_part_of_speech(store, progress=False)
-    assert (read, result.C) == ([result.rows["train"], result.rows["test"]], 0.25)
-    result = fit_part_of_speech(store, C=None, progress=False)
-    assert (read[2:], result.C) == ([result.rows[part] for part in ("train", "valid", "test")], None)
-
-
 def test_overall_scores(result):
-    assert [overall.k for overall in result.overall] == ["all", "1", "2", "3"]
+    for rule in ("norm", "probability"):
+        assert [overall.k for overall in result.overall if overall.rule == rule] == ["all", "1", "2", "3"]
     for overall in result.overall:
+        assert overall.low <= overall.accuracy <= overall.high
         assert overall.accuracy == overall.recall
         assert overall.accuracy > 0.98
         assert overall.precision > 0.98
@@ -254,6 +243,26 @@ def test_liblinear_finds_the_same_cells(store, result):
     assert [(row.tag, row.top[:1]) for row in reference.tags] == [(row.tag, row.top[:1]) for row in result.tags]
 
 
+def test_a_killed_run_goes_on_from_its_fits(store, tmp_path, monkeypatch):
+    whole = fit_part_of_speech(store, C=None, progress=False)
+    made = []
+    real = part_of_speech.fit_tags
+
+    def killed(*arguments, **settings):
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        made.append(settings["C"])
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(part_of_speech, "fit_tags", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fit_part_of_speech(store, C=None, partial_fits=tmp_path, progress=False)
+    monkeypatch.setattr(part_of_speech, "fit_tags", lambda *a, **s: made.append(s["C"]) or real(*a, **s))
+    again = fit_part_of_speech(store, C=None, partial_fits=tmp_path, progress=False)
+    assert made == list(part_of_speech.SWEEP_STRENGTHS)
+    assert dataclasses.replace(again, seconds=0) == dataclasses.replace(whole, seconds=0)
+
+
 def test_sweep_chooses_per_tag_on_validation(store):
     result = fit_part_of_speech(store, C=None, progress=False)
     # Every tag is separable, so that all strengths tie on the validation rows: the smallest.
@@ -286,7 +295,7 @@ def test_a_tag_too_rare_for_a_weight_is_never_named(tmp_path):
         # The probe has no cell, the tag has one all the same.
         assert row.best.unit == 10 + CLASSES.index(row.tag)
     # No classifier has a weight: the most frequent tag is named everywhere.
-    assert [overall.accuracy for overall in result.overall] == [majority.test] * 4
+    assert [overall.accuracy for overall in result.overall if overall.rule == "norm"] == [majority.test] * 4
 
 
 def test_mistakes_are_named(store, tmp_path):

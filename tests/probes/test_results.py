@@ -74,7 +74,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
     C=None,
     ranking_rows=10,
     rows={"train": 10, "valid": 1, "test": 2, "train_available": 10},
-    overall=[KResult("all", 0.5, 0.25, 0.5)],
+    overall=[KResult("all", 0.5, 0.25, 0.5, "norm", 0.4, 0.6)],
     baselines=[SCORE],
     tags=[
         TagRow(
@@ -83,7 +83,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
             4,
             1,
             [9],
-            [TagScore("1", 0.5, 0.0, 0.0, None)],
+            [TagScore("1", 0.5, 0.0, 0.0, None, None, 0.0, None)],
             0.25,
             [0.0, 2.0],
             -1.0,
@@ -99,7 +99,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
             6,
             0,
             [],
-            [TagScore("all", 0.5, 0.0, 0.0, 0.1)],
+            [TagScore("all", 0.5, 0.0, 0.0, 0.1, 0.7, 0.0, 0.3)],
             0.25,
             [0.0, 0.0],
             -1.0,

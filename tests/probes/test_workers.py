@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from planted_store import PlantedText, every_byte, write_store
 
 from fastlstm.corpus.shards import Document
 from fastlstm.errors import InputError
@@ -20,6 +19,7 @@ from fastlstm_probes.l1 import L1LogisticOvR, StoreRows
 from fastlstm_probes.l1.objective import Problem
 from fastlstm_probes.l1.passes import Draw, LocalPasses
 from fastlstm_probes.l1.workers import DaskPasses
+from planted_store import PlantedText, every_byte, write_store
 
 COUNT, UNITS = 21_000, 24  # six chunks of the store
 TOL = 1e-8

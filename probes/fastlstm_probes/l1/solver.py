@@ -22,7 +22,7 @@ from fastlstm_probes.l1.objective import Sums, dual, primal
 from fastlstm_probes.l1.passes import Draw, Passes, Sample
 from fastlstm_probes.l1.proximal_gradient import ProximalGradient
 
-START_ROWS = 32_768
+START_ROWS = 16_384
 _START_TOL = 1e-2
 _STEPS = 50  # proximal gradient steps between two certificates
 _FIRST_TURNS = 3  # certificates before the rate at which the gap falls is believed

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +115,7 @@ class DaskPasses:
     ) -> None:
         from distributed import Client
 
-        self._client = address if isinstance(address, Client) else Client(address)
+        self._client = address if isinstance(address, Client) else Client(address)  # type: ignore[no-untyped-call]
         self.problem, self.count = problem, len(index)
         states = open_states(store)
         self.columns = len(states.units)
@@ -128,9 +129,9 @@ class DaskPasses:
                 memory_limit,
                 f"{states.identity}-{a}-{b}-{id(self)}",
             )
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            for a, b in pairwise(cuts)
         ]
-        self._parts = self._client.scatter(shares, hash=False)
+        self._parts = self._client.scatter(shares, hash=False)  # type: ignore[no-untyped-call]
 
     def evaluate(self, W: Tensor, active: Tensor, draw: Draw | None = None) -> tuple[Sums, Sample | None]:
         found = self._map(_evaluate, W, active, draw)
@@ -149,7 +150,7 @@ class DaskPasses:
 
     def _map(self, function: Any, *arguments: Any) -> Sequence[Any]:
         futures = [self._client.submit(function, part, *arguments, pure=False) for part in self._parts]
-        return self._client.gather(futures)  # type: ignore[no-any-return]
+        return self._client.gather(futures)  # type: ignore[no-any-return, no-untyped-call]
 
 
 @lru_cache(maxsize=8)
