@@ -418,6 +418,15 @@ def _add_dump(commands: _Commands) -> None:
         default="auto",
         help="of weights and h: auto is fp16 on a GPU, fp32 on a CPU",
     )
+    parser.add_argument(
+        "--verify",
+        type=int,
+        nargs="?",
+        const=100,
+        metavar="DOCUMENTS",
+        help="write nothing: check every checksum of a finished store, and read so many documents (100 if not given)\n"
+        "again; status 1 if anything is wrong",
+    )
     parser.add_argument("--worker", metavar="K/N", help="where this one of N processes begins; torchrun's if not given")
     parser.add_argument("--threads", type=int, help="that write files; one a core, at most 8, if not given")
     parser.add_argument("--untrained", action="store_true", help="use the weights that training started from")
@@ -444,8 +453,20 @@ def _dump(arguments: argparse.Namespace) -> None:
         worker=None if arguments.worker is None else Worker.parse(arguments.worker),
         threads=arguments.threads,
         keep=arguments.keep,
+        verify=arguments.verify,
         progress=not arguments.quiet,
     )
+    if summary.verified is not None:
+        found = summary.verified
+        for problem in found.problems:
+            print(f"{arguments.out}: {problem}", file=sys.stderr)
+        print(
+            f"{arguments.out}: {found.chunks:,} chunks, {found.documents:,} documents read again, {found.rows:,} rows: "
+            + (f"{len(found.problems)} problems" if found.problems else "all is well")
+        )
+        if found.problems:
+            raise SystemExit(1)
+        return
     if summary.already_complete:
         print(f"{arguments.out}: already complete, {summary.rows:,} rows")
         return

@@ -43,6 +43,8 @@ from fastlstm.states.schema import (
 from fastlstm.states.statistics import open_statistics
 from fastlstm.states.storage import LocalStorage, Storage, storage_at
 from fastlstm.states.text import Integers, choose_splits, open_text
+from fastlstm.states.verify import Verified
+from fastlstm.states.verify import verify as verify_store
 from fastlstm.states.writer import Stream, begin_store, find_store, finish_store
 from fastlstm.training.checkpoint import load_model
 from fastlstm.training.start import choose_device
@@ -56,12 +58,16 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class DumpSummary:
-    """rows, text_bytes: of the store. seconds: of this call. already_complete: nothing was to be done."""
+    """rows, text_bytes: of the store. seconds: of this call. already_complete: nothing was to be done.
+
+    verified: what ``verify`` found.
+    """
 
     rows: int
     text_bytes: int
     seconds: float
     already_complete: bool
+    verified: Verified | None = None
 
 
 def dump(
@@ -82,6 +88,7 @@ def dump(
     worker: Worker | None = None,
     threads: int | None = None,
     keep: Sequence[Keep] = ("states",),
+    verify: int | None = None,
     progress: bool = True,
 ) -> DumpSummary:
     """Write the cell states of a model that reads a corpus to the states store ``out`` (`schema.py`).
@@ -94,6 +101,9 @@ def dump(
     None: 128 on a GPU; on a CPU 64, or 16 with more than 512 cells. ``precision``: of weights and h, "fp32", "bf16",
     "fp16", or "auto": fp16 on a GPU (nearer to float32 weights than bf16), fp32 on a CPU. ``threads`` write files;
     None: one for each core, at most 8.
+
+    ``verify``: write nothing, check a finished store of the same call: its checksums, and that many documents, drawn at
+    random and read again.
 
     Any number of processes may be given the same call, at any time: each takes groups of rows that nobody has, waits
     for the others at the end and goes on for one that died. ``worker`` says where each begins (torchrun's RANK and
@@ -130,6 +140,8 @@ def dump(
         raise InputError(f"keep: expected {' or '.join(KEEPS)}, got nothing")
     if "statistics" in keeps and (rule.mean or state == "running"):
         raise InputError(f"keep: statistics are of single states from zero, not of {rule if rule.mean else state} rows")
+    if verify is not None and verify < 1:
+        raise InputError(f"verify: expected >= 1 documents, got {verify}")
     worker = Worker.of_torchrun() if worker is None else worker
     on = _device(device)
     model, info = load_model(checkpoint, untrained=untrained)
@@ -167,7 +179,9 @@ def dump(
     store = storage_at(out)
     with store.alone():
         already = find_store(store, attributes) == "finished"
-    if not already:
+    if verify is not None and not already:
+        raise InputError(f"{store}: expected a finished store to verify")
+    if verify is not None or not already:
         text = open_text(corpus, taken, documents)
         row_offset = rule.row_offset(text)
         if row_offset[-1] == 0:
@@ -185,16 +199,22 @@ def dump(
             statistics="statistics" in keeps,
             tags=len(corpus.manifest.tagset or ()),
         )
+    verified = None
+    if verify is not None:
+        verified = verify_store(store, extraction, attributes, documents=verify, show=progress)
+    elif not already:
         # Whatever can be wrong with the arguments has been found: only now is anything written.
         with_threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
         _write(store, attributes, extraction, columns, worker, with_threads, progress)
     with store.alone():
         Progress(store).remove()  # of a kill at the very end, maybe another worker's
+    if verified is not None and verified.problems:
+        return DumpSummary(0, 0, time.perf_counter() - started, already, verified)
     if "states" not in keeps:
         text_bytes = len(open_text(corpus, taken, documents))
-        return DumpSummary(open_statistics(out).count, text_bytes, time.perf_counter() - started, already)
+        return DumpSummary(open_statistics(out).count, text_bytes, time.perf_counter() - started, already, verified)
     states = open_states(out)
-    return DumpSummary(states.rows, int(states.document_offset[-1]), time.perf_counter() - started, already)
+    return DumpSummary(states.rows, int(states.document_offset[-1]), time.perf_counter() - started, already, verified)
 
 
 def _write(

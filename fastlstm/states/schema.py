@@ -16,9 +16,9 @@ With N rows, U units, M bytes of text, D documents, W annotated words, ids of at
     word_end         (W,)     int64    half-open
     word_tag         (W,)     uint8    index into text.tagset
 
-The group's attribute "fastlstm_states" is a `StoreAttributes`. Nothing is compressed, and nothing in a store depends
-on when, where, by how many workers or in how many attempts it was written: equal inputs give equal bytes. How `states`
-lies in files: `layout.py`.
+The group's attribute "fastlstm_states" is a `StoreAttributes`. Nothing is compressed, every chunk has a CRC-32C, and
+nothing depends on when, where, by how many workers or in how many attempts a store was written: equal inputs give equal
+bytes. How `states` lies in files: `layout.py`. Statistics of the rows, where they were asked for: `statistics.py`.
 """
 
 from __future__ import annotations

@@ -17,7 +17,6 @@ from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 from fastlstm.errors import InputError
 from fastlstm.states.layout import CHECKSUM_BYTES, EMPTY, Layout, checksum, shard_name
 
-
 Mapped = tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]
 """A shard's bytes, and where in them the chunk of each block and column begins, (blocks, columns)."""
 
@@ -74,8 +73,8 @@ class ShardReader:
         layout = self._layout
         data, offsets = mapped
         offset = offsets[block]
-        step = int(offset[-1] - offset[0]) // max(1, layout.columns - 1)
-        if layout.units == layout.columns * layout.block_units and (np.diff(offset) == step).all():
+        step = int(offset[1] - offset[0]) if layout.columns > 1 else 0
+        if step and layout.units == layout.columns * layout.block_units and (np.diff(offset) == step).all():
             # In the order of ``out``: 8.7 GB/s against 5.4 chunk after chunk (2,048 units, one thread).
             rows = np.lib.stride_tricks.as_strided(
                 self._chunk(data, int(offset[0])),

@@ -189,34 +189,44 @@ class ObjectStorage:
         return ObjectStore(self._store, read_only=read_only)
 
     def is_empty(self) -> bool:
-        return not any(self._obstore.list(self._store, chunk_size=1))
+        with self.naming():
+            return not any(self._obstore.list(self._store, chunk_size=1))
 
     def is_file(self) -> bool:
         return False
 
     def names(self) -> set[str]:
-        found = self._obstore.list_with_delimiter(self._store)
+        with self.naming():
+            found = self._obstore.list_with_delimiter(self._store)
         return {entry["path"].rpartition("/")[2] for entry in found["objects"]}
 
     def read(self, name: str) -> bytes | None:
         try:
-            return bytes(self._obstore.get(self._store, name).bytes())
+            with self.naming():
+                return bytes(self._obstore.get(self._store, name).bytes())
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes) -> None:
-        self._obstore.put(self._store, name, data)
+        with self.naming():
+            self._obstore.put(self._store, name, data)
 
     def remove_file(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             self._obstore.delete(self._store, name)
 
     def remove(self) -> None:
-        for entries in self._obstore.list(self._store):
-            self._obstore.delete(self._store, [entry["path"] for entry in entries])
+        with self.naming():
+            for entries in self._obstore.list(self._store):
+                self._obstore.delete(self._store, [entry["path"] for entry in entries])
 
-    def naming(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """An error of the object store, of whatever kind, is one of the system that names it."""
+        try:
+            yield
+        except self._obstore.exceptions.BaseError as error:
+            raise OSError(f"{self.url}: {' '.join(str(error).split())[:300]}") from error
 
     def sync(self) -> None:
         """An object that was written is durable."""
@@ -228,7 +238,7 @@ class ObjectStorage:
             for chunk in block:
                 parts += (chunk.tobytes(), checksum(chunk))
             count += 1
-        self._obstore.put(self._store, shard_name(shard), b"".join([*parts, layout.index(count)]))
+        self.write(shard_name(shard), b"".join([*parts, layout.index(count)]))
 
 
 Storage = LocalStorage | ObjectStorage

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import zarr
+from zarr.codecs import Crc32cCodec
 
 from fastlstm.errors import InputError
 from fastlstm.states.layout import Layout
@@ -124,7 +125,7 @@ def _length(content: npt.NDArray[Any] | Stream) -> int:
 
 
 def write_array(group: zarr.Group, name: str, content: npt.NDArray[Any] | Stream, dtype: str) -> None:
-    """A new array in ``group``, uncompressed, in chunks of whole rows of about 2^20 values."""
+    """A new array in ``group``, in chunks of whole rows of about 2^20 values, each with its CRC-32C."""
     shape = (content.length,) if isinstance(content, Stream) else content.shape
     rows_per_chunk = BLOCK_VALUES // max(1, int(np.prod(shape[1:], initial=1)))
     array = group.create_array(
@@ -132,7 +133,7 @@ def write_array(group: zarr.Group, name: str, content: npt.NDArray[Any] | Stream
         shape=shape,
         chunks=(max(1, min(rows_per_chunk, shape[0])), *shape[1:]),
         dtype=dtype,
-        compressors=None,
+        compressors=[Crc32cCodec()],
         config={"write_empty_chunks": True},
     )
     pieces = content.pieces if isinstance(content, Stream) else [content]

@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK_UNITS = 128
+CACHED_VALUES = 1 << 17  # of a pass on a CPU: 0.07 s for 4 million values, 0.36 s in one pass (128 units, one thread)
 LEAST = torch.iinfo(torch.int64).min  # a key of no state
 
 
@@ -73,7 +74,11 @@ def accumulate_(
     ``tag`` (T, B) uint8, K or more = none.
     """
     if not cells.is_cuda and not _interpreted():
-        _accumulate_torch(moments, best, cells, row, piece, label, tag)
+        steps = max(1, CACHED_VALUES // cells[0].numel())
+        for begin in range(0, len(cells), steps):
+            part = slice(begin, begin + steps)
+            of_tag = None if tag is None else tag[part]
+            _accumulate_torch(moments, best, cells[part], row[part], piece[part], label, of_tag)
         return
     T, A, U = cells.shape
     K, B = moments.tagged.shape[0], moments.sums.shape[1]

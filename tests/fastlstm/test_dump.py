@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastlstm.cli import main
 from fastlstm.corpus.shards import CorpusWriter, Document, Word
 from fastlstm.errors import InputError
 from fastlstm.model import ByteLM
@@ -395,6 +396,69 @@ def test_arguments_are_checked(
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize(
+    "options", [{"rows": "all"}, {"rows": "word-mean"}, {"rows": "every:7", "state": "running"}, {"units": [5, 2]}]
+)
+def test_verify(checkpoint: Path, corpus: Path, tmp_path: Path, dtype: str, options: dict[str, Any]) -> None:
+    out = tmp_path / "store"
+    options = {"batch_size": 4, "dtype": dtype, **options}
+    with pytest.raises(InputError, match="store: expected a finished store to verify"):
+        dump(checkpoint, corpus, out, verify=9, **options)
+    dump(checkpoint, corpus, out, **options)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    verified = dump(checkpoint, corpus, out, verify=99, **options).verified
+    assert verified is not None
+    assert verified.problems == ()
+    running = "state" in options
+    assert verified.rows == open_states(out).rows
+    assert verified.documents == (18 if running or options.get("rows") == "all" or "units" in options else 16)
+    assert verified.chunks > verified.rows / 16
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+    # A bit that fell over: the checksum knows.
+    shard = out / "states" / "c" / "1" / "0"
+    data = bytearray(shard.read_bytes())
+    data[5] ^= 1
+    shard.write_bytes(data)
+    verified = dump(checkpoint, corpus, out, verify=99, **options).verified
+    assert verified is not None
+    assert len(verified.problems) == 1
+    assert "states, rows 32 to 64" in verified.problems[0]
+    assert "checksum" in verified.problems[0]
+
+    # Rows that were written with right checksums, and are not those of the model.
+    store = open_states(out)
+    values = np.concatenate([store.read(0, 1)] * store.rows).astype(dtype)
+    whole = layout.Layout.of(store.rows, len(store.units), dtype)
+    for number in range(whole.shards):
+        rows = values[number * 32 : number * 32 + 32]
+        blocks = (whole.block(rows[i : i + 16]) for i in range(0, len(rows), 16))
+        storage.LocalStorage(out).write_shard(number, whole, blocks)
+    verified = dump(checkpoint, corpus, out, verify=99, **options).verified
+    assert verified is not None
+    assert len(verified.problems) >= 10
+    assert all("states differ by" in problem for problem in verified.problems)
+
+
+def test_verify_on_the_command_line(
+    checkpoint: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["dump", str(checkpoint), str(corpus), "--out", str(tmp_path / "store"), "--quiet"]
+    assert main([*command, "--verify"]) == 2
+    assert main(command) == 0
+    assert main([*command, "--verify", "5"]) == 0
+    assert "5 documents" in capsys.readouterr().out
+    text = tmp_path / "store" / "text" / "c" / "0"
+    data = bytearray(text.read_bytes())
+    data[100] ^= 1
+    text.write_bytes(data)
+    with pytest.raises(SystemExit, match="1"):
+        main([*command, "--verify"])
+    assert "store: text, rows 0 to" in capsys.readouterr().err
+
+
 def test_lanes_hold_every_document_once_and_evenly() -> None:
     lengths = np.array([5, 0, 1, 9, 4, 4, 0, 2])
     lanes = pack(lengths, 3)
@@ -517,8 +581,8 @@ for name, options in json.loads(sys.argv[4]).items():
     for attempt in range(100):
         progress = Progress(LocalStorage(store)).read()
         begun = progress is not None and progress.ready
-        operations = draw.randint(8, 50 + 20 * max(0, attempt - 15)) if begun else (beginning.pop() if beginning else 190)
-        status = wait(start(store, options, operations))
+        early = beginning.pop() if beginning and not begun else 190
+        status = wait(start(store, options, draw.randint(8, 50 + 20 * max(0, attempt - 15)) if begun else early))
         if status == 0:
             break
         assert status == -signal.SIGKILL, status

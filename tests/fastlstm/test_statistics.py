@@ -106,7 +106,7 @@ def test_statistics_are_those_of_the_stored_rows(
     for path in (path for path in (tmp_path / "both" / "statistics").rglob("*") if path.is_file()):
         assert (alone / path.relative_to(tmp_path / "both")).read_bytes() == path.read_bytes()
     assert sorted(path.name for path in alone.iterdir()) == ["statistics", "units", "zarr.json"]
-    with pytest.raises(InputError, match="holds statistics alone, which .*open_statistics reads"):
+    with pytest.raises(InputError, match=r"holds statistics alone, which .*open_statistics reads"):
         open_states(alone)
 
 
