@@ -202,3 +202,4 @@ class _Solver:
                 )
                 target[:, tag], length[tag] = z, 1.0
                 promised[tag] = gradient @ (z - w) + self.penalty @ (z.abs() - w.abs())
+            del sample  # before the next pass draws another
