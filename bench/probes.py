@@ -8,8 +8,9 @@
 
 Cells and tags are those of bench/sparse_truth.py, made on the device; C is 0.25, every tag's relative duality gap at
 most 1e-6. H is the number of cells, B of rows, T of tags (1 for liblinear, which fits a tag at a time). Where liblinear
-runs too, its objective is compared: `objective_ratio` is ours over its (median, least and largest), at most 1 + 1e-6
-or the run fails. `peak_memory` is the largest resident size of the process that fits and does nothing else. Rows go to bench/results/probes.csv.
+runs too, its objective is compared: `objective_ratio` is ours over its (median, least and largest), at most 1 + 1e-6 or
+the run fails. `peak_memory` is the largest resident size of the process that fits and does nothing else. Rows go to
+bench/results/probes.csv.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlstm_probes.l1.newton import newton_point
 from fastlstm_probes.l1.objective import Sums, dual, primal
 from fastlstm_probes.l1.passes import Draw, Passes, Sample
-from fastlstm_probes.l1.proximal_gradient import ProximalGradient
+from fastlstm_probes.l1.proximal_gradient import FLOAT32_GAP, ProximalGradient
 
 START_ROWS = 16_384
 _START_TOL = 1e-2
@@ -154,7 +154,12 @@ class _Solver:
             columns = (self.W[:, active] != 0).sum(0)
             left = torch.log(gap / self.tol) / rate * (_STEPS * 4 * D)
             newton = _NEWTON_STEPS * columns * columns
-            stays = ((left < newton) | (turn < _FIRST_TURNS)) & (gap > walk.floor)
+            stays = (left < newton) | (turn < _FIRST_TURNS)
+            if X.is_cuda:
+                if bool((gap < FLOAT32_GAP).any()):
+                    walk.in_float64()
+            else:
+                stays &= gap > FLOAT32_GAP
             settled.append(active[~stays])
             walk.keep(stays)
             self.active = active[stays]
@@ -164,7 +169,7 @@ class _Solver:
 
     def _newton(self) -> None:
         K = self.passes.problem.tags
-        rows = torch.full((K,), float(_ROWS_PER_COLUMN))
+        rows = torch.full((K,), float(_ROWS_PER_COLUMN), device=self.W.device)
         target = self.W.clone()
         length = torch.ones(K, dtype=torch.float64, device=self.W.device)
         promised = torch.zeros(K, dtype=torch.float64, device=self.W.device)
