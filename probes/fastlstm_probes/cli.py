@@ -148,6 +148,12 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="rows to train on, those of whole documents, or 'all'",
     )
+    pos.add_argument(
+        "--test-chance",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="test for every tag whether its best cell is chance (199 permutations)",
+    )
     pos.add_argument("--skip-untagged", action="store_true", help="text without tags is not an error: fit nothing")
     pos.add_argument("--device", help="where the joint solver computes, such as cuda; default: the CPU")
     carvalho = _command(
@@ -324,6 +330,7 @@ def _fit_pos(options: argparse.Namespace) -> None:
             max_iter=options.max_iter,
             solver=options.solver,
             device=options.device,
+            test_chance=options.test_chance,
             progress=not options.quiet,
         )
         path = save_result(options.out, result)
@@ -465,6 +472,7 @@ def _print_part_of_speech(result: PartOfSpeechResult) -> None:
         cell = str(row.top[0]) if row.top else "-"
         untrained = _percent(row.untrained_best.average_precision if row.untrained_best else None)
         flag = "" if row.converged else "  not converged"
+        flag += "  chance" if row.q is not None and row.q > 0.05 else ""
         print(
             f"{row.tag:<7s}{row.positive:7,}{row.features_used:8,}   {shown[0]}{cell:>9s} {shown[1]}"
             f"{row.best.unit:>9d} {shown[2]}{untrained:>10s}{flag}"

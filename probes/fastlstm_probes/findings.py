@@ -19,6 +19,8 @@ MARGIN = 0.25
 # And this much better than the untrained model's best cell. Both average precisions are about means over the tag's n
 # test rows, so that their difference has a standard error of at most sqrt(0.5 / n): two of them at n = 200.
 UNTRAINED_MARGIN = 0.1
+FALSE_DISCOVERY = 0.05  # rate above which a tag's best cell is called chance
+NEARLY = 0.95  # of the average precision that all cells reach above chance
 NEURON_DEFINITION = (
     "Of all cells, the one that ranks a tag's training rows best by its value alone (average precision, high or low "
     "values first) is the tag's best cell. It is the tag's neuron if it reaches, on held-out text, an average "
@@ -103,6 +105,24 @@ def tag_findings(result: PartOfSpeechResult) -> list[TagFinding]:
     return sorted(found, key=lambda f: (-_lift(f), f.row.tag))
 
 
+def is_chance(row: TagRow) -> bool:
+    """Whether no cell was found to know the tag."""
+    return row.q is not None and row.q > FALSE_DISCOVERY
+
+
+def cells_needed(row: TagRow) -> int | None:
+    """The fewest cells whose classifier ranks held-out rows nearly as well as that on all cells; None: more than tried.
+
+    Both are counted from the tag's share of the rows, which a random ranking reaches.
+    """
+    share = row.positive / max(row.positive + row.negative, 1)
+    found = {score.k: score.average_precision for score in row.by_k}
+    if (everything := found.get("all")) is None or everything <= share:
+        return None
+    tried = [(int(k), ap) for k, ap in found.items() if k != "all" and ap is not None]
+    return min((k for k, ap in tried if ap - share >= NEARLY * (everything - share)), default=None)
+
+
 def best_tag(findings: list[TagFinding]) -> TagFinding | None:
     """The part of speech that one cell finds best; another class only if there is nothing else."""
     return next((finding for finding in findings if finding.word), findings[0] if findings else None)
@@ -145,6 +165,7 @@ def _judge(row: TagRow) -> TagFinding:
     word = row.tag not in (SPACE, OTHER) and any(character.isalpha() for character in row.tag)
     clear = (
         best.average_precision is not None
+        and not is_chance(row)
         and best.average_precision >= share + MARGIN
         and (untrained is None or best.average_precision >= (untrained.average_precision or 0) + UNTRAINED_MARGIN)
         and f1(best) >= 2 * share / (1 + share) + MARGIN

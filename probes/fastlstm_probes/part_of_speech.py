@@ -26,6 +26,7 @@ from tqdm import tqdm
 from fastlstm.errors import InputError
 from fastlstm.states import States
 from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
+from fastlstm_probes.controls import best_cell_p_values, false_discovery
 from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_l1, fit_tags, warn_unconverged
 from fastlstm_probes.l1.stored import stored_fits
 from fastlstm_probes.metrics import (
@@ -114,6 +115,7 @@ def fit_part_of_speech(
     device: str | None = None,
     top: tuple[int, ...] = TOP,
     partial_fits: Path | None = None,
+    test_chance: bool = True,
     progress: bool = True,
 ) -> PartOfSpeechResult:
     """Fit every part of speech of a store whose text has tagged words.
@@ -129,6 +131,7 @@ def fit_part_of_speech(
         solver: "joint", all tags at once, or scikit-learn's "liblinear", "saga" or "sgd", tag by tag.
         device: where the joint solver computes; None: on the CPU.
         top: numbers of cells k that classifiers are fitted on besides all.
+        test_chance: test for every tag whether its best cell is chance, over all cells and tags.
         partial_fits: folder for the fits on all cells as they are made: the same call again goes on from them.
 
     The best cells are chosen on at most 20,000 of the train rows, drawn by `seed`; their thresholds on all of them.
@@ -147,6 +150,7 @@ def fit_part_of_speech(
     X = _read_cells(store, rows)
     fits = _fit_tags(store, X, rows, C, settings, "tags")
     best = _best_cells(store, X, rows, fits, seed, progress, "best cells")
+    p, q = _chance(store, X, rows, fits, settings) if test_chance else ([None] * len(fits), [None] * len(fits))
     untrained_best: list[BestCell] | list[None] = [None] * len(fits)
     baselines = [_majority_score(rows), _current_byte_score(store, rows)]
     named_fits = _named(fits, "")
@@ -172,8 +176,8 @@ def fit_part_of_speech(
         ],
         baselines=baselines,
         tags=[
-            _tag_row(fit, rows, X, store.units, cell, cell_0)
-            for fit, cell, cell_0 in zip(fits, best, untrained_best, strict=True)
+            _tag_row(fit, rows, X, store.units, cell, cell_0, p_value, rate)
+            for fit, cell, cell_0, p_value, rate in zip(fits, best, untrained_best, p, q, strict=True)
         ],
         units=store.units.tolist(),
         seconds=time.perf_counter() - started,
@@ -310,6 +314,21 @@ def _best_cells(
     ]
 
 
+def _chance(
+    store: States, X: Cells, rows: _Rows, fits: list[_TagFits], settings: _Settings
+) -> tuple[list[float], list[float]]:
+    """p and false discovery rate of every fitted class, on the rows that the best cells are chosen on."""
+    taken = ranking_rows(rows.index["train"].size, settings.seed)
+    p = best_cell_p_values(
+        X["train"][taken],
+        rows.code["train"][taken][:, None] == np.array([fit.code for fit in fits]),
+        store.document_of_row[rows.index["train"][taken]],
+        seed=settings.seed,
+        progress=settings.progress,
+    )
+    return p.tolist(), false_discovery(p).tolist()
+
+
 def _predict(fits: list[_TagFits], rule: str, k: str, X: NDArray[np.float32]) -> Codes:
     """Each row's class: of the largest normalised margin, or ("probability") of the largest predict_proba."""
     chosen = [next(c for c in fit.classifiers() if c.k == k) for fit in fits]
@@ -343,6 +362,8 @@ def _tag_row(
     units: NDArray[np.int32],
     best: BestCell,
     untrained_best: BestCell | None,
+    p: float | None,
+    q: float | None,
 ) -> TagRow:
     positive = {part: rows.code[part] == fits.code for part in NAMES}
     count = sum(int(of_part.sum()) for of_part in positive.values())
@@ -378,6 +399,8 @@ def _tag_row(
         histogram=histogram_by_class(shown, positive["train"]),
         converged=fits.full.converged,
         gap=fits.full.gap,
+        p=p,
+        q=q,
     )
 
 

@@ -248,6 +248,8 @@ def _tag_rows(results: Iterable[tuple[str, PartOfSpeechResult]]) -> list[dict[st
             "tuned_f1": score.tuned_f1,
             "best_cell": row.best.unit,
             "best_cell_average_precision": row.best.average_precision,
+            "best_cell_p": row.p,
+            "best_cell_q": row.q,
             "gap": row.gap,
             **_origin(result.provenance),
         }

@@ -226,6 +226,8 @@ class TagRow:
     histogram: Histogram  # of the best cell
     converged: bool
     gap: float  # relative duality gap of the fit on all cells
+    p: float | None  # that the best of all cells is chance (`controls.py`); None: not tested
+    q: float | None  # false discovery rate of the list of tags up to this one
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from fastlstm_probes.l1 import L1LogisticOvR
+from fastlstm_probes.l1.chunks import MatrixRows
 from fastlstm_probes.l1.interior_point import minimise_quadratic
+from fastlstm_probes.l1.objective import Problem, dual, primal
+from fastlstm_probes.l1.passes import LocalPasses
+from fastlstm_probes.l1.proximal_gradient import ProximalGradient
 
 TOL = 1e-6
 
@@ -205,3 +209,20 @@ def test_scikit_learns_checks(estimator, check):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         check(estimator)
+
+
+def test_the_accelerated_steps_go_on_in_float64():
+    """What a GPU does after float32 has done what it can."""
+    X, y = (torch.from_numpy(part) for part in DATA["noisy rule"])
+    cost = torch.tensor([0.25], dtype=torch.float64)
+    problem = Problem(y[:, None], None, cost, cost)
+    tags = torch.arange(1)
+    walk = ProximalGradient(X, problem, torch.zeros(21, 1, dtype=torch.float64), tags)
+    for _ in range(100):
+        walk.step()
+    walk.in_float64()
+    for _ in range(400):
+        walk.step()
+    sums, _ = LocalPasses(MatrixRows(X), problem).evaluate(walk.point, tags)
+    gap = 1 - dual(sums, problem) / primal(sums, walk.point, problem)
+    assert 0 <= float(gap) < 1e-10

@@ -167,7 +167,7 @@ def tag_row(tag: str, positive: int, top: list[int], cell: BestCell, untrained: 
     untrained_best = None if untrained is None else dataclasses.replace(cell, unit=0, average_precision=untrained)
     return TagRow(
         tag, positive, 1000 - positive, len(top), top, by_k, 0.5, [float(w) for w in weights], 0.0,
-        cell, untrained_best, histogram, True, 1e-7,
+        cell, untrained_best, histogram, True, 1e-7, 0.005, 0.01,
     )  # fmt: skip
 
 

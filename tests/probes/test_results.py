@@ -92,6 +92,8 @@ PART_OF_SPEECH = PartOfSpeechResult(
             HISTOGRAM,
             True,
             1e-7,
+            0.005,
+            0.01,
         ),
         TagRow(
             "VB",
@@ -108,6 +110,8 @@ PART_OF_SPEECH = PartOfSpeechResult(
             HISTOGRAM,
             False,
             0.5,
+            None,
+            None,
         ),
     ],
     units=[3, 9],

@@ -20,7 +20,7 @@ from torch import Tensor
 from fastlstm_probes.l1.newton import newton_point
 from fastlstm_probes.l1.objective import Sums, dual, primal
 from fastlstm_probes.l1.passes import Draw, Passes, Sample
-from fastlstm_probes.l1.proximal_gradient import ProximalGradient
+from fastlstm_probes.l1.proximal_gradient import FLOAT32_GAP, ProximalGradient
 
 START_ROWS = 16_384
 _START_TOL = 1e-2
@@ -154,7 +154,12 @@ class _Solver:
             columns = (self.W[:, active] != 0).sum(0)
             left = torch.log(gap / self.tol) / rate * (_STEPS * 4 * D)
             newton = _NEWTON_STEPS * columns * columns
-            stays = ((left < newton) | (turn < _FIRST_TURNS)) & (gap > walk.floor)
+            stays = (left < newton) | (turn < _FIRST_TURNS)
+            if X.is_cuda:
+                if bool((gap < FLOAT32_GAP).any()):
+                    walk.in_float64()
+            else:
+                stays &= gap > FLOAT32_GAP
             settled.append(active[~stays])
             walk.keep(stays)
             self.active = active[stays]
@@ -202,3 +207,4 @@ class _Solver:
                 )
                 target[:, tag], length[tag] = z, 1.0
                 promised[tag] = gradient @ (z - w) + self.penalty @ (z.abs() - w.abs())
+            del sample  # before the next pass draws another
