@@ -10,7 +10,7 @@ import torch
 import zarr
 from torch import Tensor
 
-from fastlstm.states.extraction import Packed, Window
+from fastlstm.states.packing import Packed, Window
 from fastlstm.states.schema import STATISTICS
 from fastlstm.states.statistics import BINS, CONTEXT, LOW, STORED, TOP, WIDTH, Arrays
 from fastlstm.states.storage import Storage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastlstm.states.extraction import Packed, Window
+from fastlstm.states.packing import Packed, Window
 from fastlstm.states.shards import GroupBuffer
 from fastlstm_kernels.reductions import add_segments_
 

@@ -58,7 +58,7 @@ class Reading:
         self._extraction = extraction
         self._progress = progress
         self._layout, self._rows, self._units = layout, rows_at_once, units
-        self._writers = ShardWriters(storage, layout, threads)
+        self._writers = ShardWriters(storage, layout, threads, extraction.device)
         self._buffers: list[GroupBuffer] = []
         self._free: list[GroupBuffer] = []
         self._writing: deque[_Reading] = deque()

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastlstm.states.extraction import Packed, Window
 from fastlstm.states.layout import Layout
+from fastlstm.states.packing import Packed, Window
 from fastlstm.states.schema import STORED_DTYPES
 from fastlstm.states.storage import Block, Storage
 
@@ -69,10 +69,10 @@ class GroupBuffer:
         padding = columns * units - values.shape[1]
         if padding:
             values = F.pad(values, (0, padding), value=float("nan"))
-        if columns == 1:
-            self._whole.view(-1, units).index_copy_(0, row, values)
-        else:
-            self._whole[row // block_rows, :, row % block_rows] = values.view(-1, columns, units)
+        whole, values = self._whole, values.view(-1, columns, units)
+        if units * values.element_size() % 8 == 0:
+            whole, values = whole.view(torch.int64), values.view(torch.int64)  # a quarter of the indices
+        whole[row // block_rows, :, row % block_rows] = values
 
     def check(self) -> None:
         """`UnfitError` if a row is not what the dtype can hold: not finite, or beyond ``LARGEST``."""
@@ -115,8 +115,9 @@ class _Pinned(threading.local):
 class ShardWriters:
     """``threads`` threads that write the shards of finished groups."""
 
-    def __init__(self, storage: Storage, layout: Layout | None, threads: int) -> None:
+    def __init__(self, storage: Storage, layout: Layout | None, threads: int, device: torch.device) -> None:
         self._storage = storage
+        self._device = device
         self._layout = layout
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="shards")
         self._pinned = _Pinned()
@@ -149,7 +150,7 @@ class ShardWriters:
 
         def copy(i: int) -> torch.cuda.Event:
             slots[i % 2].copy_(blocks[i], non_blocking=True)
-            event: torch.cuda.Event = torch.cuda.current_stream(blocks.device).record_event()
+            event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
             return event
 
         copied = copy(0)
@@ -166,10 +167,10 @@ class ShardWriters:
             yield
             return
         if self._pinned.stream is None:
-            self._pinned.stream = torch.cuda.Stream(event.device)  # type: ignore[no-untyped-call]
+            self._pinned.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream = self._pinned.stream
         stream.wait_event(event)
-        with torch.cuda.device(event.device), torch.cuda.stream(stream):
+        with torch.cuda.device(self._device), torch.cuda.stream(stream):
             yield
 
     def close(self, *, cancel: bool) -> None:

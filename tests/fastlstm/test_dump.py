@@ -21,7 +21,7 @@ from fastlstm.cli import main
 from fastlstm.corpus.shards import CorpusWriter, Document, Word
 from fastlstm.errors import InputError
 from fastlstm.model import ByteLM
-from fastlstm.states import States, extraction, layout, open_states, plan, shards, storage
+from fastlstm.states import States, layout, open_states, packing, plan, shards, storage
 from fastlstm.states import dump as dump_module
 from fastlstm.states.dump import DumpSummary
 from fastlstm.states.jobs import Worker
@@ -98,8 +98,8 @@ SMALL = {
     (plan, "MAX_LANE_ROWS"): 16,
     (plan, "MIN_LANE_ROWS"): 1,
     (plan, "READ_AGAIN"): 50,
-    (extraction, "WINDOW_VALUES"): {"cpu": 1, "cuda": 1},
-    (extraction, "MAX_STEPS"): 16,
+    (packing, "WINDOW_VALUES"): {"cpu": 1, "cuda": 1},
+    (packing, "MAX_STEPS"): 16,
     (layout, "BLOCK_ROWS"): 16,
     (layout, "SHARD_BLOCKS"): 2,
 }
@@ -262,7 +262,7 @@ def test_value_beyond_float16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     run = write_checkpoint(tmp_path / "run", change=counter)
     given = [("train", Document("short", b"aaaa")), ("train", Document("long", b"a" * 15 + b"b" * 30))]
     folder = write_corpus(tmp_path / "corpus", given)
-    monkeypatch.setattr(extraction, "MAX_STEPS", 16)
+    monkeypatch.setattr(packing, "MAX_STEPS", 16)
     # c counts the a's; a limit of 12 stands for the 65,504 that would take as many bytes.
     monkeypatch.setitem(shards.LARGEST, "float16", 12.0)
     with pytest.raises(
@@ -539,7 +539,7 @@ KILLER = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
-from fastlstm.states import dump as dump_module, extraction, layout, plan
+from fastlstm.states import dump as dump_module, layout, packing, plan
 from fastlstm.states.progress import Progress
 from fastlstm.states.storage import LocalStorage
 

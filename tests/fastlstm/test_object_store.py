@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_dump import SMALL, documents, dump, livelier, write_checkpoint, write_corpus
 
 from fastlstm.cli import main
 from fastlstm.errors import InputError
 from fastlstm.states import open_states, open_statistics
 from fastlstm.states.jobs import Worker
 from fastlstm.states.storage import storage_at
-from test_dump import SMALL, documents, dump, livelier, write_checkpoint, write_corpus
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("moto") is None or importlib.util.find_spec("obstore") is None,
@@ -108,7 +108,7 @@ def test_workers_and_a_dead_one(bucket: str, tmp_path: Path, monkeypatch: pytest
     dump(run, corpus, tmp_path / "store", **options)
     url = f"{bucket}/shared.zarr"
 
-    class Death(Exception):
+    class DeathError(Exception):
         pass
 
     from fastlstm.states.progress import Progress
@@ -117,13 +117,13 @@ def test_workers_and_a_dead_one(bucket: str, tmp_path: Path, monkeypatch: pytest
 
     def dying(progress: Progress, group: int, tensors: object) -> None:
         if marked:
-            raise Death
+            raise DeathError
         mark(progress, group, tensors)  # type: ignore[arg-type]
         marked.append(group)
 
     with monkeypatch.context() as context:
         context.setattr(Progress, "mark", dying)
-        with pytest.raises(Death):  # worker 0 begins the store
+        with pytest.raises(DeathError):  # worker 0 begins the store
             dump(run, corpus, url, worker=Worker(0, 2), **options)
     with pytest.raises(InputError, match="unfinished"):
         open_states(url)
@@ -135,7 +135,7 @@ def test_workers_and_a_dead_one(bucket: str, tmp_path: Path, monkeypatch: pytest
 
 def test_a_store_that_does_not_answer_is_one_line(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["dump", "run", "corpus", "--out", "s3://no-such-bucket/x"]) == 2
-    with pytest.raises(OSError, match="s3://no-such-bucket/x: .*"):
+    with pytest.raises(OSError, match="s3://no-such-bucket/x: "):
         open_states("s3://no-such-bucket/x")
 
 
