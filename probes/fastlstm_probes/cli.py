@@ -35,9 +35,26 @@ def build_parser() -> argparse.ArgumentParser:
         description="Find out what the cells of a byte-level LSTM know: label text, dump its cell states with "
         "`fastlstm dump`, fit probes on the stored states, look at the report.",
     )
-    commands = parser.add_subparsers(metavar="{label,fit,report}", required=True)
+    commands = parser.add_subparsers(metavar="{label,fit,rank,report}", required=True)
     _add_label(commands.add_parser("label", help="write labelled text that `fastlstm dump` reads"))
     _add_fit(commands.add_parser("fit", help="fit probes on a states store"))
+
+    rank = _command(
+        commands,
+        "rank",
+        _rank,
+        "rank the cells for one part of speech in six ways, judge each by the same probe on its first k cells, and "
+        "find the best subsets of up to three",
+    )
+    rank.add_argument("store", type=Path, help="states store of tagged text, rows all, word or every:K")
+    rank.add_argument("--tag", required=True, help="the part of speech, such as NN")
+    rank.add_argument(
+        "--group", action=argparse.BooleanOptionalAction, default=True, help="group the tags (all verbs VB, ...)"
+    )
+    rank.add_argument("--C", type=float, default=0.25, help="inverse L1 strength of every probe")
+    rank.add_argument("--out", type=Path, required=True, help="CSV file to write")
+    rank.add_argument("--seed", type=_natural, default=42, help="of the rows that subsets are tried on")
+    _quiet(rank)
 
     report = _command(commands, "report", _report, "write one self-contained HTML page of the results")
     report.add_argument("--results", type=Path, required=True, help="folder that `fit` wrote to")
@@ -372,6 +389,29 @@ def _fit_radford(options: argparse.Namespace) -> None:
         )
     for file in files:
         print(f"written: {file}")
+
+
+def _rank(options: argparse.Namespace) -> None:
+    from fastlstm.states import open_states
+    from fastlstm_probes.rank import rank_tag, write_rankings
+
+    with only_writer(options.out):
+        table = rank_tag(
+            open_states(options.store),
+            options.tag,
+            group=options.group,
+            C=options.C,
+            seed=options.seed,
+            progress=not options.quiet,
+        )
+        write_rankings(options.out, table)
+    ks = sorted({k for one in table for k in one.average_precision})
+    heads = "".join(f"k = {k}".rjust(8) for k in ks)
+    print(f"{'average precision, test, %':<28s}{heads}   first cells")
+    for one in table:
+        cells = "".join(_percent(one.average_precision.get(k)) for k in ks)
+        print(f"{one.name:<28s}{cells}   {' '.join(map(str, one.cells[:5]))}")
+    print(f"written: {options.out}")
 
 
 def _report(options: argparse.Namespace) -> None:
