@@ -84,7 +84,7 @@ $(OUT)/results/sentiment.done: $(OUT)/last.done
 	$(PROBES) fit sentiment $(OUT)/last.zarr --untrained $(OUT)/last-untrained.zarr --out $(OUT)/results --skip-unlabelled
 	touch $@
 $(OUT)/results/part_of_speech.done: $(OUT)/bytes.done
-	$(PROBES) fit pos $(OUT)/bytes.zarr --untrained $(OUT)/bytes-untrained.zarr --max-rows 5000 --out $(OUT)/results --skip-untagged
+	$(PROBES) fit pos $(OUT)/bytes.zarr --untrained $(OUT)/bytes-untrained.zarr --out $(OUT)/results --skip-untagged
 	touch $@
 
 $(OUT)/samples.jsonl: $(OUT)/run/trained
