@@ -264,8 +264,8 @@ def _write(
                 time.sleep(WAIT)  # other workers are still writing
         failed = False
     finally:
+        reading.close(cancel=failed)  # before: who claims next must not meet our threads
         claims.close()
-        reading.close(cancel=failed)
 
 
 def _device(name: str) -> torch.device:

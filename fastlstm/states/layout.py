@@ -6,6 +6,11 @@
 This is Zarr's codec "sharding_indexed" around "bytes" and "crc32c"; a missing block of rows (past the end of the array)
 is marked as empty in the index, as the codec has it. Since chunks are of one size, a shard can be written as a stream,
 and its length is known beforehand.
+
+Blocks of rows serve a scan, chunks of 256 units the reader of one unit (`bench/results/states.csv`: `scan`, `unit`).
+Not compressed: of the states of synthetic reviews (H = 128, float16) zstd leaves 0.85 at 260 MB/s a thread, with bytes
+shuffled 0.76 at 410 MB/s, too slow for a disk that takes more than 1 GB/s. CRC-32C runs at 14 GB/s a thread, a tenth
+of the time of writing at 1.4 GB/s (all on a Xeon).
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -394,6 +395,32 @@ def test_arguments_are_checked(
     with pytest.raises(InputError, match=message):
         dump(checkpoint, corpus, tmp_path / "store", **options)
     assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.usefixtures("small_steps")
+def test_a_disk_that_is_really_full(checkpoint: Path, corpus: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs to mount a file system in memory, as root may")
+    try:
+        with pytest.raises(OSError, match=r"No space left .*make room and run the same command again.*disk/store"):
+            dump(checkpoint, corpus, disk / "store", batch_size=4)
+        with pytest.raises(InputError, match="unfinished"):
+            open_states(disk / "store")
+        done = len(list((disk / "store.progress").glob("group-*")))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        dump(checkpoint, corpus, disk / "store", batch_size=4)
+        dump(checkpoint, corpus, tmp_path / "store", batch_size=4)
+        full, whole = (
+            {path.relative_to(base): path.read_bytes() for path in base.rglob("*") if path.is_file()}
+            for base in (disk / "store", tmp_path / "store")
+        )
+        assert full == whole
+        assert done > 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
 
 
 @pytest.mark.usefixtures("small_steps")
