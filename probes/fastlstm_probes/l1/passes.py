@@ -79,7 +79,7 @@ class LocalPasses:
             if draw.size is None:
                 drawn.append((X, curvature.float()))
                 continue
-            share = (curvature / draw.curvature).sum(1) / len(active)
+            share = (curvature / draw.curvature.clamp_min(1e-300)).sum(1) / len(active)
             chance = (draw.size * share).clamp(max=1)
             # The chunk's own generator: the rows drawn do not depend on which worker draws them.
             generator = np.random.default_rng((draw.seed, self._first + first))
