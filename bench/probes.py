@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -157,6 +156,12 @@ def write_store(case: Case, path: Path, device: str) -> None:
     np.save(path.with_suffix(".npy"), codes)
 
 
+def peak_memory() -> float:
+    """MiB that this process held at most. getrusage's ru_maxrss begins with that of the process which started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
 def fit_store(case: Case, path: Path, device: str) -> dict[str, object]:
     """Fit what `write_store` wrote; what to record of it."""
     codes = np.load(path.with_suffix(".npy"))
@@ -164,7 +169,7 @@ def fit_store(case: Case, path: Path, device: str) -> dict[str, object]:
     model, seconds = fit(case, rows, codes)
     return {
         "seconds": seconds,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak": peak_memory(),
         "tags": len(model.coef_),
         "note": f"largest gap {model.gap_.max():.1e}, {model.n_iter_.max()} passes, from disk, memory limit "
         f"{case.memory_limit / GIB:g} GiB",
