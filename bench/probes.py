@@ -36,7 +36,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "probes")]
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.sparse_truth import SparseTruth  # noqa: E402
 from fastlstm.states import ModelAttributes, StoreAttributes, TextAttributes, open_states  # noqa: E402
-from fastlstm.states.schema import ARRAYS, ATTRIBUTE, BLOCK_ROWS, BLOCK_UNITS, FORMAT_VERSION  # noqa: E402
+from fastlstm.states.layout import Layout  # noqa: E402
+from fastlstm.states.schema import ARRAYS, ATTRIBUTE, FORMAT_VERSION  # noqa: E402
 from fastlstm_probes.l1 import L1LogisticOvR, StoreRows  # noqa: E402
 
 C, TOL = 0.25, 1e-6
@@ -120,14 +121,13 @@ def row(case: Case, contestant: str, metric: str, unit: str, values: list[float]
 
 
 def write_store(case: Case, path: Path, device: str) -> None:
-    """A states store of the case's cells in float16 and, beside it, the codes; in order, a chunk at a time."""
+    """A states store of the case's cells in float16 and, beside it, the codes; in order, a shard at a time."""
     group = zarr.open_group(path, mode="w", zarr_format=3)
-    states = group.create_array(
-        "states", shape=(case.rows, case.cells), chunks=(BLOCK_ROWS, min(BLOCK_UNITS, case.cells)), dtype="float16",
-        compressors=None, fill_value=float("nan"),
-    )  # fmt: skip
+    layout = Layout.of(case.rows, case.cells, "float16")
+    layout.create(group)
+    states = group["states"]
     codes = np.empty(case.rows, np.int64)
-    for first, cells, tags in SparseTruth(case.rows, case.cells, case.tags, device, 2 * BLOCK_ROWS).chunks():
+    for first, cells, tags in SparseTruth(case.rows, case.cells, case.tags, device, layout.shard_rows).chunks():
         last = first + len(cells)
         states[first:last] = cells.half().cpu().numpy()
         codes[first:last] = tags.cpu().numpy()
