@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "probes")]
 
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
 from bench.sparse_truth import SparseTruth  # noqa: E402
+from bench.timing import peak_resident  # noqa: E402
 from fastlstm.states import ModelAttributes, StoreAttributes, TextAttributes, open_states  # noqa: E402
 from fastlstm.states.layout import Layout  # noqa: E402
 from fastlstm.states.schema import ARRAYS, ATTRIBUTE, FORMAT_VERSION  # noqa: E402
@@ -156,12 +157,6 @@ def write_store(case: Case, path: Path, device: str) -> None:
     np.save(path.with_suffix(".npy"), codes)
 
 
-def peak_memory() -> float:
-    """MiB that this process held at most. getrusage's ru_maxrss begins with that of the process which started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
-
-
 def fit_store(case: Case, path: Path, device: str) -> dict[str, object]:
     """Fit what `write_store` wrote; what to record of it."""
     codes = np.load(path.with_suffix(".npy"))
@@ -169,7 +164,7 @@ def fit_store(case: Case, path: Path, device: str) -> dict[str, object]:
     model, seconds = fit(case, rows, codes)
     return {
         "seconds": seconds,
-        "peak": peak_memory(),
+        "peak": peak_resident(),
         "tags": len(model.coef_),
         "note": f"largest gap {model.gap_.max():.1e}, {model.n_iter_.max()} passes, from disk, memory limit "
         f"{case.memory_limit / GIB:g} GiB",

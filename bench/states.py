@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import copy
 import os
-import resource
 import shutil
 import sys
 import tempfile
@@ -44,6 +43,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from bench.lstm import say  # noqa: E402
 from bench.records import RESULTS, Row, complete, machine, quantiles, save  # noqa: E402
+from bench.timing import peak_resident  # noqa: E402
 from fastlstm.corpus.prepare import prepare_grammar  # noqa: E402
 from fastlstm.corpus.shards import Corpus  # noqa: E402
 from fastlstm.model import ByteLM  # noqa: E402
@@ -329,8 +329,7 @@ class Bench:
         shutil.rmtree(place.parent)
 
     def memory_used(self) -> None:
-        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        self.add("write", "fastlstm", "peak_memory", "MiB", [kibibytes / 1024], "resident, of the process so far")
+        self.add("write", "fastlstm", "peak_memory", "MiB", [peak_resident()], "resident, of the process so far")
         if self.device.type == "cuda":
             peak = torch.cuda.max_memory_allocated() / 2**20
             self.add("write", "fastlstm", "peak_gpu_memory", "MiB", [peak], "allocated by torch so far")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -113,6 +114,12 @@ def peak_memory(call: Call) -> float:
     peak = torch.cuda.max_memory_allocated() - before
     del output
     return peak / 2**20
+
+
+def peak_resident() -> float:
+    """MiB that this process held at most; getrusage's ru_maxrss begins with what the process held that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 class Budget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import importlib
 import re
 import subprocess
 import sys
@@ -564,6 +565,21 @@ def test_readme_and_plot_say_what_the_results_say() -> None:
 def test_columns_of_a_contestant() -> None:
     one = Contestant("fastlstm-triton", "bf16", "ids", "0.1", {})
     assert set(one.columns("forward_infer")) <= set(records.COLUMNS)
+
+
+@pytest.mark.parametrize("script", sorted(path.stem for path in (ROOT / "bench").glob("*.py")))
+def test_every_script_can_be_imported(script: str) -> None:
+    importlib.import_module(f"bench.{script}")
+
+
+def test_a_process_is_charged_with_its_own_memory_alone() -> None:
+    """Not with that of the process which started it, as ``ru_maxrss`` is."""
+    held = torch.ones(2**28, dtype=torch.uint8)
+    code = "from bench.timing import peak_resident; print(peak_resident())"
+    ours = timing.peak_resident()
+    child = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert ours > held.numel() / 2**20
+    assert 0 < float(child.stdout) < ours
 
 
 def test_benchmark_suite_is_collected() -> None:
