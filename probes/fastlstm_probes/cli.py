@@ -10,18 +10,12 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastlstm.cli import _command, _quiet, run_command
 from fastlstm.errors import InputError
 from fastlstm.files import only_writer
 
-if TYPE_CHECKING:
-    from fastlstm_probes.concepts.labelling import LabelSummary
-    from fastlstm_probes.results import PartOfSpeechResult, Provenance, Score, SentimentResult
-
 NAME = "fastlstm-probes"
-SYNTHETIC = "synthetic grammar text: written by a program, not by people"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -252,13 +246,15 @@ def _strength(text: str) -> float | None:
 
 def _label_sst(options: argparse.Namespace) -> None:
     from fastlstm_probes.concepts.sst import label_sst
+    from fastlstm_probes.printed import print_labelled
 
-    _print_labelled(label_sst(options.folder, options.out, progress=not options.quiet))
+    print_labelled(label_sst(options.folder, options.out, progress=not options.quiet))
 
 
 def _label_reviews(options: argparse.Namespace) -> None:
     from fastlstm_probes.concepts.reviews import label_reviews
     from fastlstm_probes.concepts.tagging import nltk_models
+    from fastlstm_probes.printed import print_labelled
 
     tags = options.tags
     if tags == "auto":
@@ -277,11 +273,12 @@ def _label_reviews(options: argparse.Namespace) -> None:
         seed=options.seed,
         progress=not options.quiet,
     )
-    _print_labelled(summary)
+    print_labelled(summary)
 
 
 def _label_lines(options: argparse.Namespace) -> None:
     from fastlstm_probes.concepts.tagged_text import label_lines
+    from fastlstm_probes.printed import print_labelled
 
     summary = label_lines(
         options.file,
@@ -290,19 +287,21 @@ def _label_lines(options: argparse.Namespace) -> None:
         tags=options.tags,
         progress=not options.quiet,
     )
-    _print_labelled(summary)
+    print_labelled(summary)
 
 
 def _label_treebank(options: argparse.Namespace) -> None:
     from fastlstm_probes.concepts.tagged_text import label_treebank
+    from fastlstm_probes.printed import print_labelled
 
-    _print_labelled(label_treebank(options.out, documents=options.documents, progress=not options.quiet))
+    print_labelled(label_treebank(options.out, documents=options.documents, progress=not options.quiet))
 
 
 def _fit_sentiment(options: argparse.Namespace) -> None:
     import numpy as np
 
     from fastlstm.states import open_states
+    from fastlstm_probes.printed import print_sentiment
     from fastlstm_probes.results import SentimentResult, result_path, save_result
     from fastlstm_probes.sentiment import fit_sentiment
 
@@ -321,13 +320,14 @@ def _fit_sentiment(options: argparse.Namespace) -> None:
             progress=not options.quiet,
         )
         path = save_result(options.out, result)
-    _print_sentiment(result)
+    print_sentiment(result)
     print(f"written: {path}")
 
 
 def _fit_pos(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
     from fastlstm_probes.part_of_speech import fit_part_of_speech
+    from fastlstm_probes.printed import print_part_of_speech
     from fastlstm_probes.results import PartOfSpeechResult, result_path, save_result
 
     store = open_states(options.store)
@@ -351,7 +351,7 @@ def _fit_pos(options: argparse.Namespace) -> None:
             progress=not options.quiet,
         )
         path = save_result(options.out, result)
-    _print_part_of_speech(result)
+    print_part_of_speech(result)
     print(f"written: {path}")
 
 
@@ -393,6 +393,7 @@ def _fit_radford(options: argparse.Namespace) -> None:
 
 def _rank(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
+    from fastlstm_probes.printed import print_rankings
     from fastlstm_probes.rank import rank_tag, write_rankings
 
     with only_writer(options.out):
@@ -405,12 +406,7 @@ def _rank(options: argparse.Namespace) -> None:
             progress=not options.quiet,
         )
         write_rankings(options.out, table)
-    ks = sorted({k for one in table for k in one.average_precision})
-    heads = "".join(f"k = {k}".rjust(8) for k in ks)
-    print(f"{'average precision, test, %':<28s}{heads}   first cells")
-    for one in table:
-        cells = "".join(_percent(one.average_precision.get(k)) for k in ks)
-        print(f"{one.name:<28s}{cells}   {' '.join(map(str, one.cells[:5]))}")
+    print_rankings(table)
     print(f"written: {options.out}")
 
 
@@ -430,99 +426,6 @@ def _report(options: argparse.Namespace) -> None:
     if no_figure:
         print(f"not written: {options.readme_figure}: {no_figure}")
     print(f"written: {options.out}")
-
-
-def _print_labelled(summary: LabelSummary) -> None:
-    from fastlstm.corpus.shards import Corpus
-
-    manifest = Corpus(summary.folder).manifest
-    if manifest.synthetic:
-        print(SYNTHETIC)
-    for split, documents in summary.documents.items():
-        labels = ", ".join(f"{count:,} {label}" for label, count in summary.labels[split].items() if count)
-        print(f"{split:6s}{documents:9,} documents (labels: {labels})")
-    if summary.duplicates:
-        print(f"{summary.duplicates:,} documents left out: the same text as another's")
-    if summary.tags:
-        commonest = ", ".join(f"{tag} {count:,}" for tag, count in list(summary.tags.items())[:8])
-        print(f"{summary.words:,} tagged words: {commonest}, ...")
-    print(f"written: {summary.folder} ({summary.bytes:,} bytes of text)")
-
-
-def _print_provenance(provenance: Provenance) -> None:
-    if provenance.synthetic:
-        print(SYNTHETIC)
-    print(
-        f"model {provenance.model_sha256[:12]} step {provenance.model_step:,}, text {provenance.text_kind} "
-        f"{provenance.text_sha256[:12]}, rows {provenance.rows}, split by {provenance.split}, "
-        f"seed {provenance.seed}"
-    )
-
-
-def _print_scores(scores: list[Score]) -> None:
-    print(f"\n{'accuracy, %':<54s}{'train':>7s}{'valid':>7s}{'test':>7s}   95 % interval")
-    for score in scores:
-        train, valid = (f"{100 * part:7.1f}" if part is not None else " " * 7 for part in (score.train, score.valid))
-        print(
-            f"{score.name:<54s}{train}{valid}{100 * score.test:7.1f}   "
-            f"{100 * score.test_low:.1f}-{100 * score.test_high:.1f}  {score.detail}"
-        )
-
-
-def _print_sentiment(result: SentimentResult) -> None:
-    _print_provenance(result.provenance)
-    counts = result.counts
-    print(
-        f"sentiment: {counts['train']:,} train, {counts['valid']:,} valid, {counts['test']:,} test documents, "
-        f"{counts['unlabelled']:,} without a label left out"
-    )
-    print(f"neuron: cell {result.neuron}, {'high' if result.sign > 0 else 'low'} is positive")
-    _print_scores(result.scores)
-
-
-def _print_part_of_speech(result: PartOfSpeechResult) -> None:
-    from fastlstm_probes.findings import part_of_speech_sentences
-
-    _print_provenance(result.provenance)
-    rows = result.rows
-    print(
-        f"part of speech, tags {'grouped' if result.group else 'as they are'}: {rows['train']:,} of "
-        f"{rows['train_available']:,} train, {rows['valid']:,} valid, {rows['test']:,} test rows"
-    )
-    print("\nall tags, test, %       accuracy  precision  recall (weighted)   95 % interval, by document")
-    for overall in result.overall:
-        cells = "all cells" if overall.k == "all" else f"{overall.k} per tag"
-        cells += ", probability" if overall.rule == "probability" else ""
-        print(
-            f"{cells:<24s}{100 * overall.accuracy:8.1f}{100 * overall.precision:11.1f}{100 * overall.recall:8.1f}"
-            f"   {100 * overall.low:.1f}-{100 * overall.high:.1f}"
-        )
-    _print_scores(result.baselines)
-    print("\n                            all cells, %                  k = 1, %                         best cell, %")
-    print(
-        "tag       rows   cells     prec. recall av.prec.    cell  prec. recall av.prec.    cell  prec. recall av.prec."
-        " untrained"
-    )
-    for row in result.tags:
-        of_k = {score.k: score for score in row.by_k}
-        shown = [
-            f"{100 * score.precision:6.1f}{100 * score.recall:7.1f}{_percent(score.average_precision)}"
-            for score in (of_k["all"], of_k["1"], row.best)
-        ]
-        cell = str(row.top[0]) if row.top else "-"
-        untrained = _percent(row.untrained_best.average_precision if row.untrained_best else None)
-        flag = "" if row.converged else "  not converged"
-        flag += "  chance" if row.q is not None and row.q > 0.05 else ""
-        print(
-            f"{row.tag:<7s}{row.positive:7,}{row.features_used:8,}   {shown[0]}{cell:>9s} {shown[1]}"
-            f"{row.best.unit:>9d} {shown[2]}{untrained:>10s}{flag}"
-        )
-    for sentence in part_of_speech_sentences(result)[:1]:
-        print(f"\n{sentence}")
-
-
-def _percent(share: float | None) -> str:
-    return f"{100 * share:8.1f}" if share is not None else f"{'-':>8s}"
 
 
 if __name__ == "__main__":
