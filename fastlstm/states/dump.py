@@ -171,7 +171,7 @@ def dump(
         state=state,
         dtype=dtype,
         batch_size=batch_size,
-        versions={"fastlstm": __version__, "torch": torch.__version__, "zarr": importlib.metadata.version("zarr")},
+        versions=_versions(on),
         complete=False,
         precision=precision,
         keeps=keeps,
@@ -275,6 +275,12 @@ def _device(name: str) -> torch.device:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     return device
+
+
+def _versions(device: torch.device) -> dict[str, str]:
+    """What the last bits of a state depend on beside model, text and batch size."""
+    versions = {"fastlstm": __version__, "torch": torch.__version__, "zarr": importlib.metadata.version("zarr")}
+    return versions if device.type == "cuda" else versions | {"threads": str(torch.get_num_threads())}
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

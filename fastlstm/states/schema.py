@@ -99,7 +99,8 @@ class StoreAttributes:
     rows: "all", "document", "word" or "every:K" (`rows.py`). units: the columns, None = every cell. state: "document"
     (zero before each document) or "running" (carried through all documents). batch_size: lanes of text read together,
     1 for a running state; it decides the last bits of a state. precision: of weights and h, "fp32", "bf16" or "fp16"
-    (c and the sums are float32 in any). keeps: "states", "statistics" or both. versions: of fastlstm, torch and zarr.
+    (c and the sums are float32 in any). keeps: "states", "statistics" or both. versions: of fastlstm, torch
+    and zarr, and on a CPU how many threads torch had.
     """
 
     format_version: int

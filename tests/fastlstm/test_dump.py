@@ -175,6 +175,24 @@ def test_rows_are_those_of_one_document_at_a_time(
     assert store.states.dtype == np.dtype(dtype)
 
 
+def test_a_store_is_gone_on_with_by_as_many_threads_alone(
+    checkpoint: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dump_module, "finish_store", killed)
+        with pytest.raises(KeyboardInterrupt):
+            dump(checkpoint, corpus, tmp_path / "store", batch_size=4)
+    threads = torch.get_num_threads()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
+    with pytest.raises(InputError, match=rf"versions\.threads is {threads}, now {threads + 1}"):
+        dump(checkpoint, corpus, tmp_path / "store", batch_size=4)
+    monkeypatch.undo()
+    assert not dump(checkpoint, corpus, tmp_path / "store", batch_size=4).already_complete
+
+
 @pytest.mark.usefixtures("small_steps")
 @pytest.mark.parametrize("rule", ["all", "every:7"])
 def test_running_state(checkpoint: Path, corpus: Path, tmp_path: Path, rule: str) -> None:
