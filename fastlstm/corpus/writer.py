@@ -33,7 +33,7 @@ from fastlstm.corpus.manifest import (
     write_manifest,
 )
 from fastlstm.errors import InputError
-from fastlstm.files import PARTIAL, naming, only_writer, sync_folder, write_whole
+from fastlstm.files import PARTIAL, naming, only_writer, sync, write_whole
 
 SKIPPED = "skipped.jsonl"  # lines that were left out, one JSON object each
 MAX_ID_BYTES = 255
@@ -346,7 +346,7 @@ class _OpenShard:
                 self._file.close()
                 self._partial.replace(self._path)
             write_whole(self._index_path, index)
-            sync_folder(self._path.parent)
+            sync(self._path.parent)
         return ShardEntry(
             name=self._name,
             bytes=self._offset[-1],

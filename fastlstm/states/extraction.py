@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import threading
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -13,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from fastlstm.ahead import ahead
 from fastlstm.model import ByteLM
 from fastlstm.module import State
 from fastlstm.states.packing import Packed, Packer, Window
@@ -108,45 +107,20 @@ class Extraction:
 
     def batches(self, groups: Iterable[Group]) -> Generator[Packed]:
         """The batches of ``groups``, on a GPU each prepared while the one before is read."""
-        if self.device.type == "cuda":
-            yield from self._prefetched(groups)
-        else:
+        if self.device.type != "cuda":
             for group in groups:
                 yield from self._packer.batches(group)
-
-    def _prefetched(self, groups: Iterable[Group]) -> Iterator[Packed]:
-        ready: queue.Queue[tuple[Packed, torch.cuda.Event] | BaseException | None] = queue.Queue(1)
-        stopped = threading.Event()
-
-        def put(item: tuple[Packed, torch.cuda.Event] | BaseException | None) -> None:
-            while not stopped.is_set():
-                with contextlib.suppress(queue.Full):
-                    ready.put(item, timeout=0.1)
-                    return
-
-        def prepare() -> None:
-            try:
-                stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
-                with torch.cuda.device(self.device), torch.cuda.stream(stream), torch.no_grad():
-                    for packed in (packed for group in groups for packed in self._packer.batches(group)):
-                        put((packed, stream.record_event()))
-                        if stopped.is_set():
-                            return
-                put(None)
-            except BaseException as error:  # raised in the thread that waits for the batch
-                put(error)
-
-        thread = threading.Thread(target=prepare, name="fastlstm-batches", daemon=True)
-        thread.start()
-        try:
-            while (item := ready.get()) is not None:
-                if isinstance(item, BaseException):
-                    raise item
-                packed, event = item
+            return
+        with closing(ahead(self._on_another_stream(groups), 1, "fastlstm-batches")) as prepared:
+            for packed, event in prepared:
                 current = torch.cuda.current_stream(self.device)
                 current.wait_event(event)
                 packed.record(current)
                 yield packed
-        finally:
-            stopped.set()
-            thread.join()
+
+    def _on_another_stream(self, groups: Iterable[Group]) -> Generator[tuple[Packed, torch.cuda.Event]]:
+        stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        with torch.cuda.device(self.device), torch.cuda.stream(stream), torch.no_grad():
+            for group in groups:
+                for packed in self._packer.batches(group):
+                    yield packed, stream.record_event()

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from zarr.storage import LocalStore, ObjectStore
 
 from fastlstm.errors import InputError
-from fastlstm.files import PARTIAL, naming, only_writer, sync_folder, write_whole
+from fastlstm.files import PARTIAL, naming, only_writer, sync, write_whole
 from fastlstm.states.layout import Layout, checksum, shard_name
 from fastlstm.states.schema import PROGRESS
 
@@ -109,8 +109,8 @@ class LocalStorage:
             if Path(folder).name == "states":
                 folders.clear()
             for name in files:
-                _sync_file(Path(folder, name))
-            sync_folder(Path(folder))
+                sync(Path(folder, name))
+            sync(Path(folder))
 
     def write_shard(self, shard: int, layout: Layout, blocks: Any) -> None:
         """Write a shard from its ``blocks`` (in order, each used before the next is asked for), and make it durable."""
@@ -136,15 +136,7 @@ class LocalStorage:
                 os.close(descriptor)
             beside.replace(path)
             for folder in path.parents[:3]:
-                sync_folder(folder)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+                sync(folder)
 
 
 MOST_PARTS = 1024  # of one writev: IOV_MAX

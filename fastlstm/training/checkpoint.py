@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastlstm.config import config_from_dict, config_to_dict
 from fastlstm.errors import InputError
-from fastlstm.files import naming, sync_folder, write_whole
+from fastlstm.files import naming, sync, write_whole
 from fastlstm.model import ByteLM
 from fastlstm.module import State
 from fastlstm.training.config import TrainConfig
@@ -140,9 +140,9 @@ def _write(run: Path, tensors: Mapping[str, Tensor], training: TrainingState, ke
         "config": config_to_dict(training.config),
     }
     write_whole(partial / "checkpoint.json", (json.dumps(header, indent=2) + "\n").encode())
-    sync_folder(partial)
+    sync(partial)
     partial.rename(folder)
-    sync_folder(folder.parent)
+    sync(folder.parent)
     for old in checkpoints(run)[:-keep]:
         shutil.rmtree(old)
     return folder

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import pairwise
 from typing import Protocol
 
@@ -13,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastlstm.ahead import ahead
 from fastlstm.states import States
 from fastlstm.states.schema import BLOCK_ROWS
 
@@ -71,8 +71,9 @@ class StoreRows:
         return self.count * self.columns * np.dtype(self.store.attributes.dtype).itemsize
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        for first, values in _ahead(self._read()):
-            yield first, torch.from_numpy(values).to(self._device)
+        with closing(ahead(self._read(), _AHEAD, "read-ahead")) as read:
+            for first, values in read:
+                yield first, torch.from_numpy(values).to(self._device)
 
     def in_memory(self) -> MatrixRows:
         """All rows, in the store's own precision, on the device."""
@@ -82,7 +83,7 @@ class StoreRows:
             X[first : first + len(values)] = values
         return MatrixRows(X)
 
-    def _read(self) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    def _read(self) -> Generator[tuple[int, NDArray[np.float32]]]:
         cuts = np.searchsorted(self.index, np.arange(0, self.store.rows + BLOCK_ROWS, BLOCK_ROWS))
         for block, (first, last) in enumerate(pairwise(cuts.tolist())):
             if first < last:
@@ -90,38 +91,3 @@ class StoreRows:
                 states = self.store.read(start, min(start + BLOCK_ROWS, self.store.rows))
                 taken = self.index[first:last] - start
                 yield first, states if len(taken) == len(states) else states[taken]
-
-
-def _ahead(source: Iterator[tuple[int, NDArray[np.float32]]]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The items of `source`, made by a thread that stays a few ahead; its errors are raised here."""
-    items: queue.Queue[tuple[int, NDArray[np.float32]] | BaseException | None] = queue.Queue(_AHEAD)
-    stop = threading.Event()
-
-    def put(item: tuple[int, NDArray[np.float32]] | BaseException | None) -> bool:
-        while not stop.is_set():
-            try:
-                items.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
-
-    def work() -> None:
-        try:
-            for item in source:
-                if not put(item):
-                    return
-            put(None)
-        except BaseException as error:  # handed to the reader, whatever it is
-            put(error)
-
-    thread = threading.Thread(target=work, name="read-ahead", daemon=True)
-    thread.start()
-    try:
-        while (item := items.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
