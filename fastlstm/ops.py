@@ -287,8 +287,7 @@ def _lstm_backward(
             if bias_ih is not None:
                 d_bias = d_weight_ih.sum(1) if of_ids else rows.sum(0)
         exchange = gradients.current_exchange()
-        before = layer.history(h) if backend == "hopper" and resets is None and first_h is not None else None
-        factors = gradients.weight_factors(d_gates, h, first_h, resets, before=before)
+        factors = gradients.weight_factors(d_gates, h, first_h, resets)
         if exchange is None:
             d_weight_hh = gradients.weight_gradient(factors)
         else:

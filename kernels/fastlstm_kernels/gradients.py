@@ -5,7 +5,6 @@ Several processes sum gradients while they are made: see ``exchanged``.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -13,9 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from fastlstm_kernels import reference
+from fastlstm_kernels.reference import shifted
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 PARTS = 4  # of weight_hh's gradient: all but the last are summed while the next is multiplied
 
 
@@ -53,24 +51,15 @@ def current_exchange() -> Exchange | None:
 Factors = list[tuple[Tensor, Tensor]]
 
 
-def weight_factors(
-    d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tensor | None = None, *, before: Tensor | None = None
-) -> Factors:
+def weight_factors(d_gates: Tensor, h: Tensor, h0: Tensor | None, resets: Tensor | None = None) -> Factors:
     """The products (4H, n) x (n, H) whose sum is the gradient of weight_hh.
 
-    ``d_gates`` (T, B, 4H); ``h`` (T, B, H); ``h0`` (B, H), None = 0; ``before`` (T, B, H): what every step started
-    from, if it lies somewhere. Else no shifted copy of h is made without ``resets``: what step t starts from is h
-    itself, one step earlier.
+    ``d_gates`` (T, B, 4H); ``h`` (T, B, H); ``h0`` (B, H), None = 0. Without ``resets`` no shifted copy of h is made:
+    what step t starts from is h itself, one step earlier.
     """
     if resets is not None:
         h0 = torch.zeros_like(h[0]) if h0 is None else h0
-        if d_gates.is_cuda and HAS_TRITON:
-            from fastlstm_kernels.shift import shifted
-        else:
-            shifted = reference.shifted
-        before = shifted(h, h0, resets)
-    if before is not None:
-        products = [(d_gates, before)]
+        products = [(d_gates, shifted(h, h0, resets))]
     else:
         products = [] if h0 is None else [(d_gates[:1], h0.unsqueeze(0))]
         if len(h) > 1 or h0 is None:

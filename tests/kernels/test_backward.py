@@ -11,7 +11,6 @@ from fastlstm_kernels.forward import lstm_forward
 from fastlstm_kernels.gradients import table_gradient, table_weight_gradient, weight_factors, weight_gradient
 from fastlstm_kernels.launch import Tile, backward_tile, forward_tile, input_block
 from fastlstm_kernels.recompute import recompute_gates
-from fastlstm_kernels.shift import shifted
 from recurrences import DEVICE, DTYPES, Case, poisoned_memory
 from tolerance import assert_as_good_as
 
@@ -146,22 +145,6 @@ def test_weight_gradient_is_right(T: int, resets: float, dtype: torch.dtype) -> 
         truth = reference.weight_gradient(d_gates.double(), h.double(), h0.double(), case.resets)
         naive = reference.weight_gradient(d_gates, h, h0, case.resets)
         assert_as_good_as("weight", weight_gradient(weight_factors(d_gates, h, given, case.resets)), naive, truth)
-    if not resets:
-        before = reference.shifted(h, case.h0, None)
-        factors = weight_factors(d_gates, h, case.h0, before=before)
-        truth = reference.weight_gradient(d_gates.double(), h.double(), case.h0.double())
-        assert_as_good_as("weight", weight_gradient(factors), reference.weight_gradient(d_gates, h, case.h0), truth)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("T", "H"), [(1, 20), (5, 2049)])
-def test_what_steps_start_from_is_the_reference_s(T: int, H: int, dtype: torch.dtype) -> None:
-    case = Case(T, 6, 20, dtype, resets=0.3)
-    h, h0 = torch.randn(T, 6, H, device=DEVICE).to(dtype), torch.randn(6, H, device=DEVICE).to(dtype)
-    assert case.resets is not None
-    with poisoned_memory():
-        previous = shifted(h, h0, case.resets)
-    assert torch.equal(previous, reference.shifted(h, h0, case.resets))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

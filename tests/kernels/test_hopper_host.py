@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastlstm_kernels.hopper import backward, binary, forward, launch, layer, plans
+from fastlstm_kernels.hopper import backward, binary, forward, launch, plans
 
 BF16 = torch.bfloat16
 MOST_SHARED = 227 * 1024  # bytes of a block, on an H100
@@ -463,15 +463,3 @@ def test_a_map_is_made_once_for_the_same_memory(driver: Driver) -> None:
     assert bytes(first) == bytes(again) != bytes(other)
     assert len(made) == 2
     assert made[0][2:6] == (tensor.data_ptr(), [128, 2, 3], [256, 512], [64, 16, 1])
-
-
-def test_what_steps_started_from_stands_before_h_or_is_not_taken() -> None:
-    whole = torch.randn(4, 3, 8)
-    h = whole[1:]
-    found = layer.history(h)
-    assert found is not None
-    assert torch.equal(found, whole[:-1])
-    assert found.data_ptr() == whole.data_ptr()
-    longer = torch.randn(5, 3, 8)
-    for other in (h.clone(), h[:-1], longer[1:4], longer[2:], h.transpose(0, 1)):
-        assert layer.history(other) is None

@@ -76,17 +76,6 @@ def lstm_forward(
     return LayerForward(out.h[1:], out.c_n, cells, None if out.gates is None else out.gates.flatten(2))
 
 
-def history(h: Tensor) -> Tensor | None:
-    """What every step started from, (T, B, H), of the ``h`` that ``lstm_forward`` returned without resets; no copy.
-
-    The forward keeps h0 in front of every h_t. None if ``h`` has been copied since, so that nothing stands there.
-    """
-    whole = h.untyped_storage().nbytes() == (h.numel() + h[0].numel()) * h.element_size()
-    if not whole or not h.is_contiguous() or h.storage_offset() != h[0].numel():
-        return None
-    return h.as_strided(h.shape, h.stride(), 0)
-
-
 def lstm_backward(
     dh: Tensor | None,
     dc: Tensor | None,
