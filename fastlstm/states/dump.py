@@ -21,7 +21,7 @@ from fastlstm.states.extraction import Extraction
 from fastlstm.states.gather import joined, write_statistics
 from fastlstm.states.jobs import Claims, Worker
 from fastlstm.states.layout import Layout
-from fastlstm.states.plan import MAX_GROUPS, group_rows, plan_groups, plan_jobs
+from fastlstm.states.plan import GROUP_VALUES, MAX_GROUPS, group_rows, plan_groups, plan_jobs
 from fastlstm.states.progress import Progress
 from fastlstm.states.reader import open_states
 from fastlstm.states.reading import Reading
@@ -114,11 +114,11 @@ def dump(
     the same input is left as it is; an unfinished one of other input is begun anew if not a group of it is done.
 
     Memory, beside the model, the store's indices (about 100 bytes a document, 17 an annotated word) and a window of the
-    recurrence (100 MB on a CPU, 2 GB on a GPU): two groups on the model's device, each of batch_size * min(8192,
-    max(1024, 2^24 / H)) rows (whole shards of 65,536) of U values of ``dtype``; with a GPU also two pinned blocks of
-    4096 * U values for each of ``threads``. Statistics take 7 * batch_size * U values of 8 bytes and a batch's
-    documents (of at most batch_size * 16 KiB of text) * U more, means a batch's documents or words * U of 4. Documents
-    may be of any length.
+    recurrence (100 MB on a CPU, 2 GB on a GPU): two groups on the model's device, each of at most 2^26 states (on a
+    GPU 2^31; U for each row) of ``dtype``, or of 65,536 rows; with a GPU also two pinned pieces of 16 MiB, or of 4096
+    rows, for each of ``threads``. Statistics take 7 * batch_size * U values of 8 bytes and a batch's documents (of at
+    most batch_size * 16 KiB of text, on a GPU 32) * U more, means a batch's documents or words * U of 4. Documents may
+    be of any length.
 
     Raises InputError: wrong arguments; something else at ``out`` (naming what differs); a state that ``dtype`` cannot
     hold (naming document, byte, unit and value). Raises OSError naming the store on a full disk; the store stays
@@ -238,7 +238,15 @@ def _write(
             begin_store(store, attributes, arrays, layout)
     while find_store(store, attributes) == "nothing":
         time.sleep(WAIT)  # the first worker begins it
-    rows_at_once = group_rows(attributes.batch_size, attributes.model.hidden_size, whole.shard_rows)
+    units = 0 if layout is None else len(columns)
+    rows_at_once = group_rows(
+        len(extraction.text),
+        total,
+        units,
+        limit=extraction.batch_bytes,
+        values=GROUP_VALUES[extraction.device.type],
+        shard_rows=whole.shard_rows,
+    )
     if layout is None:
         rows_at_once *= -(-total // (rows_at_once * MAX_GROUPS))
     groups = plan_groups(extraction.document_offset, extraction.read_row_offset, extraction.position, rows_at_once)

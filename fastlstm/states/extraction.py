@@ -15,7 +15,7 @@ from fastlstm.ahead import ahead
 from fastlstm.model import ByteLM
 from fastlstm.module import State
 from fastlstm.states.packing import Packed, Packer, Window
-from fastlstm.states.plan import Group
+from fastlstm.states.plan import LANE_BYTES, Group
 from fastlstm.states.rows import RowRule
 from fastlstm.states.text import Integers, Text
 
@@ -64,6 +64,11 @@ class Extraction:
     def device(self) -> torch.device:
         return self.model.head.weight.device
 
+    @property
+    def batch_bytes(self) -> int:
+        """Text of a batch at most."""
+        return self.batch_size * LANE_BYTES[self.device.type]
+
     def run(self, packed: Packed, carry: State | None, sinks: Sequence[Sink]) -> State | None:
         """Read a batch from the state ``carry`` (h and c (1, 1, H)) on, and return the state that it carries out."""
         out: State | None = None
@@ -100,6 +105,7 @@ class Extraction:
             document_offset=self.document_offset,
             row_offset=self.read_row_offset,
             batch_size=self.batch_size,
+            batch_bytes=self.batch_bytes,
             hidden_size=self.model.hidden_size,
             device=self.device,
             statistics=self.statistics,

@@ -9,6 +9,8 @@ from fastlstm.states.packing import Packed, Window
 from fastlstm.states.shards import GroupBuffer
 from fastlstm_kernels.reductions import add_segments_
 
+PUT_ROWS = 1 << 16  # at once: no second array of all of them
+
 
 class MeanRows:
     """Puts a group's means into its ``buffer``. Sums are float32, (rows of a batch, U) at once."""
@@ -33,7 +35,10 @@ class MeanRows:
         if self._cut is not None:
             size[0] += self._cut[1]
         rows = len(size) - 1
-        row = torch.arange(segments.first_row, segments.first_row + rows, device=size.device)
-        self._buffer.put((self._sums[:-1] / size[:-1, None]).to(cells.dtype), row)
+        for first in range(0, rows, PUT_ROWS):
+            last = min(first + PUT_ROWS, rows)
+            means = (self._sums[first:last] / size[first:last, None]).to(cells.dtype)
+            row = torch.arange(segments.first_row + first, segments.first_row + last, device=size.device)
+            self._buffer.put(means, None, row)
         self._cut = (self._sums[-1], size[-1]) if packed.out is not None else None
         self._sums = None

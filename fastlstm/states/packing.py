@@ -84,17 +84,16 @@ class Packed:
     pieces: Pieces | None
     segments: Segments | None
 
-    def rows(self, cells: Tensor, window: Window) -> tuple[Tensor, Tensor]:
-        """The rows among ``cells`` (T, B, U) of ``window``: states (n, U), and which rows (n,) of the group."""
-        flat = cells.flatten(0, 1)
+    def rows(self, window: Window) -> tuple[Tensor | None, Tensor]:
+        """The rows in ``window``: places (n,) t * lanes + b among its states, None = all, and which of the group."""
         row = self.row[window.first : window.last]
-        if len(row) < len(flat):
-            lanes = self.ids.shape[1]
-            where = self.where[window.first : window.last] - window.begin * lanes
-            if window.lanes < lanes:
-                where = where // lanes * window.lanes + where % lanes
-            flat = flat.index_select(0, where)
-        return flat, row
+        if len(row) == (window.end - window.begin) * window.lanes:
+            return None, row
+        lanes = self.ids.shape[1]
+        where = self.where[window.first : window.last] - window.begin * lanes
+        if window.lanes < lanes:
+            where = where // lanes * window.lanes + where % lanes
+        return where, row
 
     def record(self, stream: torch.cuda.Stream) -> None:
         """Keep the tensors' memory until ``stream`` has used them."""
@@ -112,8 +111,8 @@ class Packed:
 class Packer:
     """Packs the text of groups.
 
-    document_offset (D+1,), row_offset (D+1,): of what is read from zero. statistics: batches come with `Pieces`, with a
-    rule of means always with `Segments`.
+    document_offset (D+1,), row_offset (D+1,): of what is read from zero. batch_bytes: text of a batch at most.
+    statistics: batches come with `Pieces`, with a rule of means always with `Segments`.
     """
 
     text: Text
@@ -121,6 +120,7 @@ class Packer:
     document_offset: Integers
     row_offset: Integers
     batch_size: int
+    batch_bytes: int
     hidden_size: int
     device: torch.device
     statistics: bool
@@ -128,7 +128,7 @@ class Packer:
     def batches(self, group: Group) -> Iterator[Packed]:
         """The batches of a group, in order."""
         row = group.first_row if group.carried_in else int(self.row_offset[group.first])
-        for batch in plan_batches(group, self.document_offset, self.batch_size):
+        for batch in plan_batches(group, self.document_offset, self.batch_bytes):
             positions = self.rule.positions(self.text, int(batch.begin[0]), int(batch.end[-1]))
             # A document that is read again has rows that the group before wrote.
             again = min(len(positions), max(0, group.first_row - row))

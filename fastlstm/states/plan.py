@@ -1,4 +1,4 @@
-"""In which groups and batches a text is read: fixed by the text, the row rule and the batch size alone.
+"""In which groups and batches a text is read: fixed by text, row rule, units, batch size and kind of device alone.
 
 A group is a range of rows: the unit of resuming and of work that a process claims; its shards are whole. A batch is
 text of a group that is read side by side in lanes. A document that reaches over the border of two groups is read again
@@ -16,9 +16,10 @@ import numpy as np
 
 from fastlstm.states.text import Integers
 
-LANE_BYTES = 1 << 14  # text of a batch for each of its lanes
-LANE_VALUES = 1 << 24  # cell values of a group's rows for each of its lanes
-MAX_LANE_ROWS, MIN_LANE_ROWS = 1 << 13, 1 << 10
+# Text of a batch for each of its lanes. Where that is little more than the longest document, a few lanes go on to the
+# batch's end by themselves: with 2^13 bytes they took a third of a GPU's time.
+LANE_BYTES = {"cpu": 1 << 14, "cuda": 1 << 15}
+GROUP_VALUES = {"cpu": 1 << 26, "cuda": 1 << 31}  # that a group stores at most
 MAX_GROUPS = 1 << 12  # of a dump that stores nothing but statistics, a few MB a group
 READ_AGAIN = 1 << 14  # bytes of a document that the next group reads again
 
@@ -57,10 +58,13 @@ class Batch:
     last: bool
 
 
-def group_rows(batch_size: int, hidden_size: int, shard_rows: int) -> int:
-    """Rows of a group: whole shards, about batch_size * min(8192, max(1024, 2^24 / H)) rows."""
-    lane_rows = min(MAX_LANE_ROWS, max(MIN_LANE_ROWS, LANE_VALUES // hidden_size))
-    return max(1, batch_size * lane_rows // shard_rows) * shard_rows
+def group_rows(text_bytes: int, rows: int, units: int, *, limit: int, values: int, shard_rows: int) -> int:
+    """Rows of a group of a text with ``rows`` rows: about ``limit`` bytes of text and at most ``values`` values.
+
+    Whole shards, at least one; ``units`` are stored of each row, maybe none.
+    """
+    wanted = min(limit * rows // text_bytes, values // max(1, units))
+    return max(1, wanted // shard_rows) * shard_rows
 
 
 def plan_groups(
@@ -91,9 +95,8 @@ def plan_jobs(groups: list[Group]) -> list[range]:
     return [range(begin, end) for begin, end in zip(begins, [*begins[1:], len(groups)], strict=True)]
 
 
-def plan_batches(group: Group, document_offset: Integers, batch_size: int) -> Iterator[Batch]:
-    """A group's text in order, at most batch_size * 16 KiB at a time; a document beyond that is cut."""
-    limit = batch_size * LANE_BYTES
+def plan_batches(group: Group, document_offset: Integers, limit: int) -> Iterator[Batch]:
+    """A group's text in order, at most ``limit`` bytes at a time; a document beyond that is cut."""
     document, position = group.first, group.start
     carried = group.carried_in
     while document < group.last:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,8 @@ from fastlstm.errors import InputError
 from fastlstm.states.schema import ARRAYS, ATTRIBUTE, BLOCK_ROWS, STORED_DTYPES, WORD_ARRAYS, StoreAttributes
 from fastlstm.states.shard_reader import ShardReader, layout_of
 from fastlstm.states.storage import LocalStorage, Storage, storage_at
+
+SCAN_THREADS = min(4, os.cpu_count() or 1)
 
 # What Zarr raises for a zarr.json that is not what it expects, down to a list where an object should be.
 METADATA_ERRORS = (ValueError, TypeError, KeyError, AttributeError)
@@ -119,9 +124,21 @@ class States:
         return self._rows(start, stop, np.dtype(np.float32))
 
     def scan(self, rows: int = BLOCK_ROWS) -> Iterator[npt.NDArray[Any]]:
-        """All rows in order, ``rows`` at a time, in the stored dtype (rows, U); errors as of `read`."""
-        for start in range(0, self.rows, rows):
-            yield self._rows(start, start + rows, self.states.dtype)
+        """All rows in order, ``rows`` at a time, in the stored dtype (rows, U); errors as of `read`.
+
+        Up to 4 threads read as many blocks ahead.
+        """
+        pool = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="scan")
+        reading: deque[Future[npt.NDArray[Any]]] = deque()
+        try:
+            for start in range(0, self.rows, rows):
+                reading.append(pool.submit(self._rows, start, start + rows, self.states.dtype))
+                if len(reading) > SCAN_THREADS:
+                    yield reading.popleft().result()
+            while reading:
+                yield reading.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def column(self, unit: int) -> npt.NDArray[np.float32]:
         """The cell ``unit`` over all rows, float32 (N,); InputError if the store does not hold that cell."""

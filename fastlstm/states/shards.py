@@ -1,7 +1,7 @@
 """From the rows of a group on the model's device to shards in the store: nothing waits that need not, nothing grows.
 
 The rows of a group are brought into the order of their files on the device, in one of two buffers; a writing thread
-takes a shard of it, on a GPU through two pinned blocks of its own (one is filled while the other is written), and
+takes a shard of it, on a GPU through two pinned pieces of its own (one is filled while the other is written), and
 writes it as one file. While threads write one group, the model reads the next into the other buffer.
 """
 
@@ -14,14 +14,15 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from fastlstm.states.layout import Layout
 from fastlstm.states.packing import Packed, Window
 from fastlstm.states.schema import STORED_DTYPES
 from fastlstm.states.storage import Block, Storage
+from fastlstm_kernels.rows import put_rows_
 
 BUFFERS = 2
+PIECE_BYTES = 1 << 24  # of a copy to the host, or a block if that is more
 LARGEST: dict[str, float] = {name: torch.finfo(getattr(torch, name)).max for name in STORED_DTYPES}
 
 
@@ -41,8 +42,8 @@ class GroupBuffer:
         dtype = getattr(torch, layout.dtype.name)
         self._layout = layout
         self._whole = torch.empty((blocks, *layout.block_shape), dtype=dtype, device=device)
-        self._device = device
-        self._extremes = torch.zeros(2, dtype=dtype, device=device)
+        self._largest = LARGEST[layout.dtype.name]
+        self._unfit = torch.zeros(1, dtype=torch.int32, device=device)
         self.event: torch.cuda.Event | None = None
 
     def begin(self, first_row: int, last_row: int) -> None:
@@ -52,43 +53,28 @@ class GroupBuffer:
         self._blocks = -(-count // self._layout.block_rows)
         if count % self._layout.block_rows:
             self._whole[self._blocks - 1].fill_(float("nan"))  # Zarr's fill value, past the end of the array
-        self._extremes.zero_()
+        self._unfit.zero_()
 
     def take(self, cells: Tensor, packed: Packed, window: Window) -> None:
         """Put the rows among the states of a window where they belong."""
-        self.put(*packed.rows(cells, window))
+        self.put(cells.flatten(0, 1), *packed.rows(window))
 
-    def put(self, values: Tensor, row: Tensor) -> None:
-        """``values`` (n, U) are the rows ``row`` (n,) int64 of the group."""
-        if not len(row):
-            return
-        low, high = torch.aminmax(values)  # NaN if any is
-        self._extremes[0] = torch.minimum(self._extremes[0], low)
-        self._extremes[1] = torch.maximum(self._extremes[1], high)
-        columns, block_rows, units = self._layout.block_shape
-        padding = columns * units - values.shape[1]
-        if padding:
-            values = F.pad(values, (0, padding), value=float("nan"))
-        whole, values = self._whole, values.view(-1, columns, units)
-        if units * values.element_size() % 8 == 0:
-            whole, values = whole.view(torch.int64), values.view(torch.int64)  # a quarter of the indices
-        whole[row // block_rows, :, row % block_rows] = values
+    def put(self, cells: Tensor, where: Tensor | None, row: Tensor) -> None:
+        """Rows ``where`` (m,) int64 of ``cells`` (n, U), None = all, are the rows ``row`` (m,) int64 of the group."""
+        put_rows_(self._whole, self._unfit, cells, where, row, self._largest)
 
     def check(self) -> None:
         """`UnfitError` if a row is not what the dtype can hold: not finite, or beyond ``LARGEST``."""
-        low, high = self._extremes.tolist()
-        largest = LARGEST[self._layout.dtype.name]
-        if not (low >= -largest and high <= largest):  # NaN is neither
+        if self._unfit.item():
             raise UnfitError(self)
 
     def find_unfit(self) -> tuple[int, int, float]:
         """The first row (of the store) that is not what the dtype can hold, its first such column, and the value."""
         block_rows = self._layout.block_rows
-        largest = LARGEST[self._layout.dtype.name]
         for block in range(self._blocks):
             first = self.first_row + block * block_rows
             values = self._whole[block].transpose(0, 1).flatten(1)[: self.last_row - first, : self._layout.units]
-            if len(wrong := (~(values.abs() <= largest)).nonzero()):
+            if len(wrong := (~(values.abs() <= self._largest)).nonzero()):
                 row, column = wrong[0].tolist()
                 return first + row, column, float(values[row, column])
         raise AssertionError("every row fits")
@@ -105,7 +91,7 @@ class GroupBuffer:
 
 
 class _Pinned(threading.local):
-    """Of each writing thread: two blocks of pinned memory, and a stream to fill them on."""
+    """Of each writing thread: two pieces of pinned memory, and a stream to fill them on."""
 
     def __init__(self) -> None:
         self.slots: list[Tensor] = []
@@ -145,20 +131,23 @@ class ShardWriters:
 
     def _on_host(self, blocks: Tensor) -> Iterator[Block]:
         slots = self._pinned.slots
+        at_once = max(1, PIECE_BYTES // (blocks[0].numel() * blocks.element_size()))
         if not slots:
-            slots += [torch.empty(blocks.shape[1:], dtype=blocks.dtype, pin_memory=True) for _ in range(2)]
+            shape = (at_once, *blocks.shape[1:])
+            slots += [torch.empty(shape, dtype=blocks.dtype, pin_memory=True) for _ in range(2)]
+        pieces = torch.split(blocks, at_once)
 
         def copy(i: int) -> torch.cuda.Event:
-            slots[i % 2].copy_(blocks[i], non_blocking=True)
+            slots[i % 2][: len(pieces[i])].copy_(pieces[i], non_blocking=True)
             event: torch.cuda.Event = torch.cuda.current_stream(self._device).record_event()
             return event
 
         copied = copy(0)
-        for i in range(len(blocks)):
+        for i, piece in enumerate(pieces):
             copied.synchronize()
-            if i + 1 < len(blocks):
+            if i + 1 < len(pieces):
                 copied = copy(i + 1)
-            yield slots[i % 2].numpy()
+            yield from slots[i % 2][: len(piece)].numpy()
 
     @contextmanager
     def _stream_after(self, event: torch.cuda.Event | None) -> Iterator[None]:

@@ -153,7 +153,7 @@ def _whole_chunks(pieces: Iterable[npt.NDArray[Any]], size: int) -> Iterator[npt
         held.append(piece)
         count += len(piece)
         if count >= size:
-            joined = np.concatenate(held)
+            joined = held[0] if len(held) == 1 else np.concatenate(held)
             whole = count // size * size
             yield joined[:whole]
             held, count = [joined[whole:]], count - whole

@@ -235,13 +235,16 @@ def load_model(path: str | Path, *, untrained: bool = False) -> tuple[ByteLM, Mo
     """
     folder = find_checkpoint(path)
     header, config = _header(folder)
-    model = build_model(config.model).eval()
     if untrained:
+        model = build_model(config.model)
         sha256, step = hashlib.sha256(_weights(model)).hexdigest(), 0
     else:
+        with torch.device("meta"):  # half of the time went into random weights
+            model = build_model(config.model)
+        model.to_empty(device="cpu")
         load_weights(model, folder)
         sha256, step = header["weights_sha256"], header["step"]
-    return model, ModelInfo(sha256, step, config.model.hidden_size, header["config"])
+    return model.eval(), ModelInfo(sha256, step, config.model.hidden_size, header["config"])
 
 
 def load_training(folder: Path) -> TrainingState:

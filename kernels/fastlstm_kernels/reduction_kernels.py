@@ -42,7 +42,10 @@ def add_segments_(sums: Tensor, cells: Tensor, segment: Tensor) -> None:
     )
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["T", "A", "B", "K"],
+    do_not_specialize_on_alignment=["cells", "row", "piece", "label", "tag", "best"],
+)
 def accumulate_kernel(
     cells,
     row,
@@ -139,7 +142,7 @@ def _raise(best, piece, U, unit, live, top, top_row):
     tl.store(mine, tl.maximum(tl.load(mine, mask=live), key), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "A"], do_not_specialize_on_alignment=["cells", "segment"])
 def segments_kernel(cells, segment, sums, T, A, U, BLOCK: tl.constexpr):
     lane = tl.program_id(0).to(tl.int64)
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -22,7 +22,7 @@ from fastlstm.cli import main
 from fastlstm.corpus.shards import CorpusWriter, Document, Word
 from fastlstm.errors import InputError
 from fastlstm.model import ByteLM
-from fastlstm.states import States, layout, open_states, packing, plan, shards, storage
+from fastlstm.states import States, extraction, layout, open_states, packing, plan, shards, storage
 from fastlstm.states import dump as dump_module
 from fastlstm.states.dump import DumpSummary
 from fastlstm.states.jobs import Worker
@@ -95,9 +95,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 SMALL = {
-    (plan, "LANE_BYTES"): 64,
-    (plan, "MAX_LANE_ROWS"): 16,
-    (plan, "MIN_LANE_ROWS"): 1,
+    (extraction, "LANE_BYTES"): {"cpu": 64, "cuda": 64},
+    (dump_module, "GROUP_VALUES"): {"cpu": 64 * H, "cuda": 64 * H},
     (plan, "READ_AGAIN"): 50,
     (packing, "WINDOW_VALUES"): {"cpu": 1, "cuda": 1},
     (packing, "MAX_STEPS"): 16,
@@ -540,13 +539,13 @@ def test_groups_cover_the_rows_and_batches_the_text(corpus: Path, name: str, run
             assert begins in offset
             assert begins <= positions[group.first_row]
         carried = group.carried_in
-        batches = list(plan_batches(group, offset, batch_size=2))
+        batches = list(plan_batches(group, offset, limit=128))
         for batch in batches:
             assert batch.begin[0] == begins
             np.testing.assert_array_equal(batch.begin[1:], batch.end[:-1])
             assert set(batch.begin[1:].tolist()) <= set(offset.tolist())
             assert (batch.end > batch.begin).all()
-            assert batch.end[-1] - batch.begin[0] <= 2 * plan.LANE_BYTES
+            assert batch.end[-1] - batch.begin[0] <= 128
             assert batch.carried_in == carried
             begins = int(batch.end[-1])
             carried = batch.carries_out

@@ -13,13 +13,21 @@ from torch import Tensor
 
 from fastlstm_probes.l1.interior_point import minimise_quadratic
 
-_ROWS = 8192
+_ROWS = {"cpu": 2048, "cuda": 8192}  # of a product
 _COLUMNS = 512
 _SMALLEST_SET = 256
 
 
 def newton_point(
-    X: Tensor, weights: Tensor, w: Tensor, gradient: Tensor, penalty: Tensor, *, rows: int, seed: int
+    X: Tensor,
+    weights: Tensor,
+    w: Tensor,
+    gradient: Tensor,
+    penalty: Tensor,
+    *,
+    rows: int,
+    seed: int,
+    rounded: bool = False,
 ) -> Tensor:
     """The minimiser (D + 1,) of gradient'(z - w) + (z - w)'H(z - w) / 2 + penalty'|z|, float64.
 
@@ -28,9 +36,10 @@ def newton_point(
         w, gradient, penalty: (D + 1,) float64, the intercept last.
         rows: take about so many of the rows into H.
         seed: of that choice.
+        rounded: H of rows rounded to bfloat16, which is as good where H is not close to singular, and cheaper.
     """
     columns = working_set(w, gradient, penalty)
-    H = hessian(X, *_thin(weights, rows, seed), columns)
+    H = hessian(X, *_thin(weights, rows, seed), columns, torch.bfloat16 if rounded else torch.float32)
     z = torch.zeros_like(w)
     start = w[columns]
     z[columns] = minimise_quadratic(H, gradient[columns] - H @ start, penalty[columns], start)
@@ -59,23 +68,26 @@ def _thin(weights: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return chosen[taken], weights[taken].clamp_min(level)
 
 
-def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor) -> Tensor:
+def hessian(
+    X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products: torch.dtype = torch.float32
+) -> Tensor:
     """Sum of w_i x_i x_i' over `rows` (n,) of X for some columns (S,), of which D is the ones: float64 (S, S).
 
-    Products are float32, sums over blocks of rows float64.
+    Factors and sums over a block of rows are of the dtype `products`, sums over blocks float64.
     """
     S = len(columns)
     H = torch.zeros(S, S, dtype=torch.float64, device=X.device)
     real = columns[columns < X.shape[1]]
-    for first in range(0, len(rows), _ROWS):
-        block = X[rows[first : first + _ROWS]][:, real].float()
+    size = _ROWS[X.device.type]
+    for first in range(0, len(rows), size):
+        block = X[rows[first : first + size]][:, real].float()
         if len(real) < S:
             block = (
                 torch.cat([block, torch.ones_like(block[:, :1])], dim=1)
                 if S > 1
                 else torch.ones(len(block), 1, device=X.device)
             )
-        weighted = block * weights[first : first + _ROWS, None]
+        root = (block * weights[first : first + size, None].sqrt()).to(products)
         for left in range(0, S, _COLUMNS):  # the upper triangle, in blocks
-            H[left : left + _COLUMNS, left:] += weighted[:, left : left + _COLUMNS].T @ block[:, left:]
+            H[left : left + _COLUMNS, left:] += root[:, left : left + _COLUMNS].T @ root[:, left:]
     return H.triu() + H.triu(1).T
