@@ -1,9 +1,9 @@
 """The minimum of every tag's objective, with a certificate: the steps are cheap, the stopping rule is exact.
 
-1. Many rows: the minimum on a sample of them is the start.
+1. On a GPU, of many rows: the minimum on a sample of them is the start.
 2. Rows in a GPU's memory: proximal gradient steps for all tags at once, as long as what is left by them costs less
-   than 3. On a CPU, where products of few columns run at half speed, 3 alone took 95 s and both 158 (61,000 x 2048, 15
-   tags, 2 cores).
+   than 3. On a CPU, where products of few columns run at half speed, 1 to 3 took 524 s and 3 alone 256 (122,000 x 2048,
+   45 tags, 2 cores).
 3. Proximal Newton steps, tag by tag, each followed by one exact pass for all tags that are left. A step that does not
    bring the decrease that its model promised is shortened, and the next Hessian is of more rows, in float32.
 
@@ -94,11 +94,12 @@ class _Solver:
         self.passes_of = torch.zeros(K, dtype=torch.int64, device=device)
 
     def solve(self) -> Solution:
-        if self.cold and self.passes.count >= 4 * self.sample_rows:
+        on_gpu = self.W.is_cuda
+        if self.cold and on_gpu and self.passes.count >= 4 * self.sample_rows:
             self._start_on_sample()
         elif not self.cold and self.passes.matrix is None:
             self._evaluate(self.W, draw=False)  # rows are drawn by the curvature at the start
-        if self.passes.matrix is not None and self.passes.matrix.is_cuda:
+        if self.passes.matrix is not None and on_gpu:
             self._proximal_gradient(self.passes.matrix)
         self._newton()
         return Solution(self.W, self.objective, self.gap(), self.passes_of)
