@@ -35,7 +35,7 @@ from tolerance import assert_as_good_as
 
 H = 12
 SPLITS = ("train", "valid", "test")
-dump: Callable[..., DumpSummary] = functools.partial(dump_module.dump, progress=False)
+dump: Callable[..., DumpSummary] = functools.partial(dump_module.dump, progress=False, device="cpu")
 
 
 def documents() -> list[tuple[str, Document]]:
@@ -62,13 +62,15 @@ def in_order(given: list[tuple[str, Document]]) -> list[Document]:
     return [document for split in SPLITS for where, document in given if where == split]
 
 
-def write_checkpoint(run: Path, *, seed: int = 0, change: Callable[[ByteLM], None] | None = None) -> Path:
-    model = ByteLM(H, seed=seed)
+def write_checkpoint(
+    run: Path, *, seed: int = 0, hidden_size: int = H, change: Callable[[ByteLM], None] | None = None
+) -> Path:
+    model = ByteLM(hidden_size, seed=seed)
     if change is not None:
         with torch.no_grad():
             change(model)
-    zero = torch.zeros(1, 1, H)
-    config = TrainConfig(model=ModelConfig(hidden_size=H, seed=seed))
+    zero = torch.zeros(1, 1, hidden_size)
+    config = TrainConfig(model=ModelConfig(hidden_size=hidden_size, seed=seed))
     return save_checkpoint(run, model, TrainingState(3, "c" * 64, config, (zero, zero.clone()), {}), keep=1)
 
 
@@ -190,6 +192,41 @@ def test_a_store_is_gone_on_with_by_as_many_threads_alone(
         dump(checkpoint, corpus, tmp_path / "store", batch_size=4)
     monkeypatch.undo()
     assert not dump(checkpoint, corpus, tmp_path / "store", batch_size=4).already_complete
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("small_steps")
+@pytest.mark.parametrize("hidden_size", [H, 256])
+@pytest.mark.parametrize("rule", ["all", "word", "every:7"])
+def test_a_gpu_gives_the_same_states_and_goes_on_to_the_same_bytes(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rule: str, hidden_size: int
+) -> None:
+    run = write_checkpoint(tmp_path / "run", change=livelier, hidden_size=hidden_size)
+    options: dict[str, Any] = {"rows": rule, "batch_size": 4, "device": "cuda"}
+    dump(run, corpus, tmp_path / "whole", **options)
+    store = open_states(tmp_path / "whole")
+    assert store.attributes.precision == "fp16"
+    texts = [document.text for document in in_order(documents())]
+    rounded = naive_cells(model_of(run).half(), texts, running=False)[store.position]
+    truth = naive_cells(model_of(run).double(), texts, running=False)[store.position]
+    assert_as_good_as("states", torch.from_numpy(store.read(0, store.rows)), rounded, truth)
+    with monkeypatch.context() as patch:
+        mark, marked = dump_module.Progress.mark, []
+
+        def killed(*arguments: Any) -> None:
+            mark(*arguments)
+            marked.append(arguments)
+            if len(marked) == 3:
+                raise KeyboardInterrupt
+
+        patch.setattr(dump_module.Progress, "mark", killed)
+        with pytest.raises(KeyboardInterrupt):
+            dump(run, corpus, tmp_path / "killed", **options)
+    dump(run, corpus, tmp_path / "killed", **options)
+    assert open_states(tmp_path / "killed").read(0, store.rows).tobytes() == store.read(0, store.rows).tobytes()
+    some = list(range(3, hidden_size, 5))
+    dump(run, corpus, tmp_path / "some", units=some, **options)
+    assert (open_states(tmp_path / "some").read(0, store.rows) == store.read(0, store.rows)[:, some]).all()
 
 
 @pytest.mark.usefixtures("small_steps")
@@ -608,7 +645,7 @@ def start(store, options, operations):
                 if left == 0:
                     os.kill(os.getpid(), signal.SIGKILL)
         sys.addaudithook(count)
-        dump_module.dump(checkpoint, corpus, store, progress=False, threads=2, **options)
+        dump_module.dump(checkpoint, corpus, store, progress=False, device="cpu", threads=2, **options)
         os._exit(0)
     return child
 

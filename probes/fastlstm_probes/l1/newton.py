@@ -68,9 +68,7 @@ def _thin(weights: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return chosen[taken], weights[taken].clamp_min(level)
 
 
-def hessian(
-    X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products: torch.dtype = torch.float32
-) -> Tensor:
+def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products: torch.dtype = torch.float32) -> Tensor:
     """Sum of w_i x_i x_i' over `rows` (n,) of X for some columns (S,), of which D is the ones: float64 (S, S).
 
     Factors and sums over a block of rows are of the dtype `products`, sums over blocks float64.
