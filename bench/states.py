@@ -9,7 +9,7 @@ The model has random weights. First states, means and statistics of a few docume
 and made durable too):
 
 - extract: every state of all units to the host (on a GPU to pinned memory), and no further;
-- write, write_tmpfs: the whole of it into a store on --folder, on --tmpfs (if given); `wall_ratio` is its time over raw's;
+- write, write_tmpfs: the whole of it into a store on --folder, on --tmpfs if given; `wall_ratio`: its time over raw's;
 - writer: the same from rows that are there already, without a model;
 - units_16, last_state, document_mean, statistics: reductions, into a store on --tmpfs if given;
 - scan, unit, documents: every row in blocks, one unit of 1,048,576 rows, ten documents, from the page cache, as
@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import os
 import shutil
 import sys
@@ -177,14 +178,17 @@ class Bench:
 
     def write_raw(self, folder: Path, sizes: Sequence[int]) -> float:
         """Seconds to write files of ``sizes`` bytes, made durable, by the writing threads."""
-        block = np.random.default_rng(0).integers(0, 256, 16 << 20, dtype=np.uint8)
+        blocks = np.random.default_rng(0).integers(0, 256, (2 * self.options.threads, 16 << 20), dtype=np.uint8)
         target = Path(tempfile.mkdtemp(dir=folder))
 
         def write(number: int) -> None:
             with (target / str(number)).open("wb", buffering=0) as file:
                 left = sizes[number]
-                while left:
+                for i in itertools.count(number):
+                    block = blocks[i % len(blocks)]  # other memory each time, as of a dump
                     left -= file.write(block[: min(left, len(block))])
+                    if not left:
+                        break
                 os.fsync(file.fileno())
 
         try:

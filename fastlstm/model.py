@@ -28,7 +28,7 @@ class ByteLM(nn.Module):
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # drawn on the CPU
             torch.manual_seed(seed)
             self.lstm = LSTM(BYTES, hidden_size)
             self.head = nn.Linear(hidden_size, BYTES)

@@ -122,10 +122,9 @@ class LocalStorage:
             try:
                 count = 0
                 for block in blocks:
-                    parts: list[Any] = []
+                    # At once: what the checksum has read is still in the cache.
                     for chunk in block:
-                        parts += (memoryview(chunk).cast("B"), checksum(chunk))
-                    _write_all(descriptor, parts)
+                        _write_all(descriptor, [memoryview(chunk).cast("B"), checksum(chunk)])
                     count += 1
                 _write_all(descriptor, [layout.index(count)])
                 os.fsync(descriptor)
@@ -139,13 +138,10 @@ class LocalStorage:
                 sync(folder)
 
 
-MOST_PARTS = 1024  # of one writev: IOV_MAX
-
-
 def _write_all(descriptor: int, parts: list[Any]) -> None:
     """Write buffers one after another; a system call may take less than it was given."""
     while parts:
-        written = os.writev(descriptor, parts[:MOST_PARTS])
+        written = os.writev(descriptor, parts)
         while parts and written >= len(parts[0]):
             written -= len(parts.pop(0))
         if written:
