@@ -25,8 +25,8 @@ from fastlstm.states.progress import Progress
 from fastlstm.states.shards import BUFFERS, GroupBuffer, ShardWriters, UnfitError
 from fastlstm.states.storage import Storage
 
-# Seconds that a writing thread waits for the interpreter at most: 8 threads write 10.1 GB/s to memory, with Python's 5 ms
-# 8.1 (H100 host).
+# Seconds that a writing thread waits for the interpreter at most: 8 threads write 10.1 GB/s to memory, with 5 ms 8.1
+# (an H100's host).
 SWITCH = 2e-4
 
 
