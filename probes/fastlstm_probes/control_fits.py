@@ -127,5 +127,5 @@ class ControlFits:
 def _digest(*arrays: NDArray[Any]) -> str:
     total = hashlib.sha256()
     for array in arrays:
-        total.update(np.ascontiguousarray(array))
+        total.update(np.ascontiguousarray(array).data)
     return total.hexdigest()

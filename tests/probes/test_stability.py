@@ -10,20 +10,20 @@ from fastlstm_probes.control_fits import ControlFits
 from fastlstm_probes.l1 import L1Fit
 from fastlstm_probes.stability import RESAMPLES, overlap, rows_of, stability
 
-CELLS = 60
+CELLS, CLASSES = 60, 6
 
 
 def _part(shift: float) -> Part:
     rng = np.random.default_rng(0)
-    code = rng.integers(0, 3, 1200).astype(np.int16)
+    code = rng.integers(0, CLASSES, 1200).astype(np.int16)
     X = rng.standard_normal((1200, CELLS))
-    X[:, :3] += shift * (code[:, None] == np.arange(3))
+    X[:, :CLASSES] += shift * (code[:, None] == np.arange(CLASSES))
     return Part(np.arange(1200), X.astype(np.float32), code, np.arange(1200) // 20)
 
 
 def _found(part: Part):
-    fits = ControlFits(("a", "b", "c"))
-    tags = fits.fit_top("tags", part.X, part.code, dict.fromkeys(range(3), 0.25), (1,))
+    fits = ControlFits(tuple("abcdef"))
+    tags = fits.fit_top("tags", part.X, part.code, dict.fromkeys(range(CLASSES), 0.25), (1,))
     return stability(fits, tags, part, (1, 2, 20))
 
 
@@ -42,7 +42,7 @@ def test_cells_of_noise_are_not():
 
 def test_one_document_has_no_halves():
     part = _part(6.0)
-    assert _found(part.take(part.document == 0)) == [None] * 3
+    assert set(_found(part.take(part.document == 0))) == {None}
 
 
 def _fit(*weights: float) -> L1Fit:
