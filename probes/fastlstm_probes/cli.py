@@ -159,12 +159,6 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         default="all",
         help="rows to train on, those of whole documents, or 'all'",
     )
-    pos.add_argument(
-        "--test-chance",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="test for every tag whether its best cell is chance (199 permutations)",
-    )
     pos.add_argument("--skip-untagged", action="store_true", help="text without tags is not an error: fit nothing")
     pos.add_argument("--device", help="where the joint solver computes, such as cuda; default: the CPU")
     carvalho = _command(
@@ -185,6 +179,17 @@ def _add_fit(parser: argparse.ArgumentParser) -> None:
         "the protocol of Radford et al. 2017 on the Stanford Sentiment Treebank: table as CSV, result as JSON, report",
     )
     radford.add_argument("store", type=Path, help="states store of `label sst`, rows document, float32")
+    for command in (pos, carvalho):
+        command.add_argument(
+            "--controls",
+            nargs="+",
+            default=("all",),
+            metavar="NAME",
+            help="statistics that say what the numbers are worth: 'all', 'none', or some of ngram (tag by the last "
+            "bytes), random (cells drawn at random), selectivity (a random tag per word), mdl (online code length), "
+            "stability (of the largest weights), positions (first and last byte of words, word means), chance (199 "
+            "permutations for each tag's best cell)",
+        )
     for command in (carvalho, radford):
         command.add_argument(
             "--allow-unconverged", action="store_true", help="report classifiers that are not at their optimum"
@@ -326,10 +331,12 @@ def _fit_sentiment(options: argparse.Namespace) -> None:
 
 def _fit_pos(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
+    from fastlstm_probes.controls import parse_controls
     from fastlstm_probes.part_of_speech import fit_part_of_speech
     from fastlstm_probes.printed import print_part_of_speech
     from fastlstm_probes.results import PartOfSpeechResult, result_path, save_result
 
+    controls = parse_controls(" ".join(options.controls))
     store = open_states(options.store)
     if options.skip_untagged and store.word_tag is None:
         print(f"{options.store}: its text has no tagged words: nothing to fit")
@@ -347,7 +354,7 @@ def _fit_pos(options: argparse.Namespace) -> None:
             max_iter=options.max_iter,
             solver=options.solver,
             device=options.device,
-            test_chance=options.test_chance,
+            controls=controls,
             progress=not options.quiet,
         )
         path = save_result(options.out, result)
@@ -357,10 +364,17 @@ def _fit_pos(options: argparse.Namespace) -> None:
 
 def _fit_carvalho(options: argparse.Namespace) -> None:
     from fastlstm.states import open_states
+    from fastlstm_probes.controls import parse_controls
     from fastlstm_probes.recipes import Settings, carvalho2018
 
     settings = Settings(
-        options.seed, options.max_iter, options.solver, options.device, options.allow_unconverged, not options.quiet
+        seed=options.seed,
+        max_iter=options.max_iter,
+        solver=options.solver,
+        device=options.device,
+        allow_unconverged=options.allow_unconverged,
+        progress=not options.quiet,
+        controls=parse_controls(" ".join(options.controls)),
     )
     with only_writer(options.out / "overall.csv"):
         files = carvalho2018(

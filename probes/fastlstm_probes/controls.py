@@ -1,66 +1,45 @@
-"""Is what was found better than chance? Tests over all cells at once, and lists with a bounded share of false ones."""
+"""The statistics that say what a part-of-speech fit's numbers are worth, by the names that switch them on.
+
+ngram: a baseline of the last bytes (`baselines.py`). random: classifiers on cells drawn at random (`baselines.py`).
+selectivity: a control task of random labels (`selectivity.py`). mdl: the online code of the labels
+(`description_length.py`). stability: of the largest weights (`stability.py`). positions: accuracy at the first and last
+byte of words and of their means (`positions.py`). chance: whether a tag's best cell is chance (`chance.py`).
+"""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from scipy.stats import false_discovery_control
-from tqdm import tqdm
+import re
+from collections.abc import Iterable
 
-PERMUTATIONS = 199
+from fastlstm.errors import InputError
+
+CONTROLS = ("ngram", "random", "selectivity", "mdl", "stability", "positions", "chance")
 
 
-def best_cell_p_values(
-    X: NDArray[np.float32],
-    targets: NDArray[np.bool_],
-    group: NDArray[np.int64],
-    *,
-    seed: int,
-    permutations: int = PERMUTATIONS,
-    progress: bool = False,
-) -> NDArray[np.float64]:
-    """Whether any cell knows a tag: p of the largest |correlation| over all cells, (K,), family-wise over the cells.
+def check_controls(names: Iterable[str]) -> tuple[str, ...]:
+    """The names, each once, in the order of `CONTROLS`.
 
-    The null keeps what text has anyway: the labels of each group are rotated by a random offset, so that runs (the
-    bytes of a word) stay runs and only their place is lost; where every group is one row the labels are permuted. p is
-    (1 + permutations whose largest correlation is at least the observed one) / (1 + permutations) (Westfall and Young
-    1993).
-
-    Args:
-        X: (n, U). targets: (n, K). group: (n,) document of each row, ascending.
+    Raises:
+        InputError: a name that is not in `CONTROLS`.
     """
-    cells = torch.from_numpy(X).double()
-    cells = (cells - cells.mean(0)).float()
-    norm = cells.double().square().sum(0).sqrt().float()
-    cells = cells / torch.where(norm > 0, norm, 1.0)
-    labels = torch.from_numpy(targets.astype(np.float32))
-    labels -= labels.mean(0)
-    size = labels.square().sum(0).sqrt()
-
-    def largest(order: NDArray[np.int64]) -> torch.Tensor:
-        return (cells.T @ labels[torch.from_numpy(order)]).abs().amax(0) / torch.where(size > 0, size, 1.0)
-
-    observed = largest(np.arange(len(X)))
-    rng = np.random.default_rng(seed)
-    reached = torch.zeros(targets.shape[1])
-    for _ in tqdm(range(permutations), desc="chance", unit="permutation", disable=not progress):
-        # Float32 sums of the same numbers in another order differ by their rounding.
-        reached += largest(rotation(group, rng)) >= observed * (1 - 1e-5)
-    return np.asarray((1 + reached.double()) / (1 + permutations))
+    wanted = list(names)
+    for name in wanted:
+        if name not in CONTROLS:
+            raise InputError(f"controls: expected names of {', '.join(CONTROLS)}, got {name!r}")
+    return tuple(name for name in CONTROLS if name in wanted)
 
 
-def rotation(group: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """Row numbers (n,) with the rows of each group rotated by a random offset; any order if every group is one row."""
-    begins = np.flatnonzero(np.append(True, group[1:] != group[:-1]))
-    lengths = np.diff(np.append(begins, len(group)))
-    if lengths.max() == 1:
-        return rng.permutation(len(group))
-    offset = rng.integers(0, lengths)
-    begin, length = np.repeat(begins, lengths), np.repeat(lengths, lengths)
-    return np.asarray(begin + (np.arange(len(group)) - begin + np.repeat(offset, lengths)) % length)
+def parse_controls(text: str) -> tuple[str, ...]:
+    """Names separated by commas or spaces; "all" or "none" alone for all or none of them.
 
-
-def false_discovery(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Benjamini and Hochberg (1995): the false discovery rate of the list that ends with each."""
-    return np.asarray(false_discovery_control(p, method="bh"))
+    Raises:
+        InputError: an unknown name, or no name.
+    """
+    names = [name for name in re.split(r"[,\s]+", text) if name]
+    if names == ["all"]:
+        return CONTROLS
+    if names == ["none"]:
+        return ()
+    if not names:
+        raise InputError(f"controls: expected 'all', 'none', or names of {', '.join(CONTROLS)}, got {text!r}")
+    return check_controls(names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastlstm_probes.baselines import random_cells
 from fastlstm_probes.concepts.penn import OTHER, SPACE
 from fastlstm_probes.results import BestCell, PartOfSpeechResult, Score, SentimentResult, TagRow
 from fastlstm_probes.sentiment import (
@@ -149,8 +150,10 @@ def part_of_speech_sentences(result: PartOfSpeechResult) -> list[str]:
     if result.provenance.untrained_store is None:
         sentences.append("No untrained model was given, so they are judged by chance alone.")
     overall = {row.k: row for row in result.overall if row.rule == "norm"}
+    more_random = [random_cells(int(k)) for k in overall if k not in ("all", "1")]
     if "all" in overall and "1" in overall:
-        baselines = ", ".join(f"{row.name} {percent(row.test)}" for row in result.baselines)
+        compared = [row for row in result.baselines if row.name not in more_random]
+        baselines = ", ".join(f"{row.name} {percent(row.test)}" for row in compared)
         sentences.append(
             f"All {len(result.units):,} cells name the right tag for {percent(overall['all'].accuracy)} of the "
             f"held-out rows, one cell per tag for {percent(overall['1'].accuracy)}"

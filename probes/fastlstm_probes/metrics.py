@@ -58,9 +58,9 @@ def binary_scores(truth: NDArray[np.bool_], margin: NDArray[np.float64]) -> Bina
 
 
 def bootstrap_by_group(
-    correct: NDArray[np.bool_], group: NDArray[np.int64], seed: int, draws: int = 1000
+    correct: NDArray[Any], group: NDArray[np.int64], seed: int, draws: int = 1000
 ) -> tuple[float, float]:
-    """95 % percentile interval of the share of `correct` (n,) when whole groups (n,) are drawn with replacement.
+    """95 % percentile interval of the mean of `correct` (n,) when whole groups (n,) are drawn with replacement.
 
     Rows of one document are not independent, documents nearly are (Efron and Tibshirani 1993, chapter 13).
     """

@@ -41,6 +41,7 @@ def origins(
             ("split", f"by {source.split}"),
             ("seed", str(source.seed)),
             ("solver", source.solver),
+            *([("controls", ", ".join(source.controls) or "none")] if result is pos else []),
             ("passes over the rows, at most", f"{source.max_iter:,}"),
             ("time of the fit", f"{result.seconds:.1f} s"),
             ("versions", ", ".join(f"{key} {value}" for key, value in sorted(source.versions.items()))),
@@ -100,6 +101,7 @@ def commands(
             "--C sweep" if pos.C is None else f"--C {pos.C!r}",
             f"--split {pos.provenance.split}",
             f"--max-rows {pos.rows['train'] if limited else 'all'}",
+            f"--controls {','.join(pos.provenance.controls) or 'none'}",
         ]
         lines += _fit_commands(pos.provenance, "pos", options, folder, results)
     lines = list(dict.fromkeys(lines))  # one text may serve both probes

@@ -3,17 +3,16 @@
 The protocol of Carvalho 2018 (`concept_neuron.py`). The class of a row is the class of its byte: the tag of the
 word that covers it, SPACE for white space that no word covers, OTHER for any other byte without a word. Each
 class gets a one-vs-all L1 classifier on all cells, then classifiers on the k = 1, 2, 3 cells of its largest |w|.
-All classes together are judged by the largest normalised margin (x . w + b) / ||w||_2. Apart from the classifiers,
-each class gets the cell that ranks its rows best alone (`single_cells.py`), and so does the untrained model.
-
-A classifier without any weight has the margin of the limit w -> 0: +inf everywhere if b > 0, else -inf. Where
-margins tie, the class that is more frequent in train wins, so classifiers without weights name the majority.
+All classes together are judged by the largest normalised margin (`classifiers.py`). Apart from the classifiers, each
+class gets the cell that ranks its rows best alone (`single_cells.py`), and so does the untrained model. Baselines and
+controls (`controls.py`) say what the numbers are worth.
 """
 
 from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,9 +24,19 @@ from tqdm import tqdm
 
 from fastlstm.errors import InputError
 from fastlstm.states import States
+from fastlstm_probes.baselines import (
+    UNTRAINED_ALL,
+    UNTRAINED_ONE,
+    Rows,
+    current_byte_score,
+    majority_score,
+    score_of,
+)
+from fastlstm_probes.classifiers import Classifier, Part, TagFits, predict, refit
 from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
-from fastlstm_probes.controls import best_cell_p_values, false_discovery
-from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_l1, fit_tags, warn_unconverged
+from fastlstm_probes.control_fits import ControlFits
+from fastlstm_probes.controls import CONTROLS, check_controls
+from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_tags, warn_unconverged
 from fastlstm_probes.l1.stored import stored_fits
 from fastlstm_probes.metrics import (
     accuracy,
@@ -35,45 +44,24 @@ from fastlstm_probes.metrics import (
     bootstrap_by_group,
     histogram_by_class,
     weighted_precision_recall,
-    wilson,
 )
-from fastlstm_probes.results import BestCell, KResult, PartOfSpeechResult, Score, TagRow, TagScore, provenance_of
+from fastlstm_probes.results import (
+    BestCell,
+    KResult,
+    PartOfSpeechResult,
+    Stability,
+    TagRow,
+    TagScore,
+    provenance_of,
+)
+from fastlstm_probes.run_controls import run_controls
 from fastlstm_probes.single_cells import Codes, best_f1_threshold, judge_cell, rank_cells, ranking_rows
 from fastlstm_probes.splits import NAMES, SplitRule, check_untrained, limit_rows, read_rows, split_rows
-
-MAJORITY = "majority tag"
-CURRENT_BYTE = "current byte: its most frequent tag in train"
-UNTRAINED_ALL = "untrained LSTM: all cells"
-UNTRAINED_ONE = "untrained LSTM: one cell per tag"
 
 SWEEP_STRENGTHS = tuple(2.0**power for power in range(-4, 1))
 TOP = (1, 2, 3)
 
 Cells = dict[str, NDArray[np.float32]]  # (rows of a part, U)
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The rows used, by part, and the code of each one's class (an index into `classes`)."""
-
-    classes: tuple[str, ...]
-    index: dict[str, NDArray[np.int64]]
-    code: dict[str, Codes]
-
-
-@dataclass(frozen=True)
-class _Classifier:
-    """A fit on some columns of the cells."""
-
-    k: str
-    columns: NDArray[np.intp]
-    fit: L1Fit
-
-    def margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        return self.fit.margin(X[:, self.columns])
-
-    def normalised_margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        return self.fit.normalised_margin(X[:, self.columns])
 
 
 @dataclass(frozen=True)
@@ -87,18 +75,6 @@ class _Settings:
     progress: bool
     top: tuple[int, ...]
     partial_fits: Path | None
-
-
-@dataclass(frozen=True)
-class _TagFits:
-    tag: str
-    code: int
-    full: L1Fit
-    top: tuple[_Classifier, ...]  # k = 1, 2, 3
-    others: tuple[L1Fit, ...]  # fits of a sweep that were not chosen
-
-    def classifiers(self) -> tuple[_Classifier, ...]:
-        return (_Classifier("all", np.arange(self.full.weights.size), self.full), *self.top)
 
 
 def fit_part_of_speech(
@@ -115,7 +91,7 @@ def fit_part_of_speech(
     device: str | None = None,
     top: tuple[int, ...] = TOP,
     partial_fits: Path | None = None,
-    test_chance: bool = True,
+    controls: Collection[str] = CONTROLS,
     progress: bool = True,
 ) -> PartOfSpeechResult:
     """Fit every part of speech of a store whose text has tagged words.
@@ -131,8 +107,9 @@ def fit_part_of_speech(
         solver: "joint", all tags at once, or scikit-learn's "liblinear", "saga" or "sgd", tag by tag.
         device: where the joint solver computes; None: on the CPU.
         top: numbers of cells k that classifiers are fitted on besides all.
-        test_chance: test for every tag whether its best cell is chance, over all cells and tags.
         partial_fits: folder for the fits on all cells as they are made: the same call again goes on from them.
+        controls: names of the statistics to add, see `controls.py`. They are fitted by the joint solver on at most
+            20,000 of the train rows, those of whole documents drawn by `seed`.
 
     The best cells are chosen on at most 20,000 of the train rows, drawn by `seed`; their thresholds on all of them.
     Classes that the train rows lack have no classifier; test rows of them count as wrong. The intervals of the
@@ -140,9 +117,10 @@ def fit_part_of_speech(
 
     Raises:
         InputError: text without tags, rows of whole documents, an empty part, fewer than two classes in train, an
-            untrained store of something else.
+            untrained store of something else, an unknown control.
     """
     started = time.perf_counter()
+    chosen = check_controls(controls)
     settings = _Settings(seed, max_iter, solver, device, progress, top, partial_fits)
     if untrained is not None:
         check_untrained(store, untrained)
@@ -150,21 +128,35 @@ def fit_part_of_speech(
     X = _read_cells(store, rows)
     fits = _fit_tags(store, X, rows, C, settings, "tags")
     best = _best_cells(store, X, rows, fits, seed, progress, "best cells")
-    p, q = _chance(store, X, rows, fits, settings) if test_chance else ([None] * len(fits), [None] * len(fits))
     untrained_best: list[BestCell] | list[None] = [None] * len(fits)
-    baselines = [_majority_score(rows), _current_byte_score(store, rows)]
-    named_fits = _named(fits, "")
+    baselines = [majority_score(rows), current_byte_score(store, rows)]
+    control_fits = ControlFits(rows.classes, seed, max_iter, device, partial_fits, progress)
+    train, test = (
+        Part(rows.index[part], X[part], rows.code[part], store.document_of_row[rows.index[part]])
+        for part in ("train", "test")
+    )
+    found = run_controls(control_fits, store, rows, train, test, fits, chosen, top, split)
+    baselines += found.baselines
+    named_fits = _named(fits, "") + control_fits.made
     if untrained is not None:
         X_0 = _read_cells(untrained, rows)
         fits_0 = _fit_tags(untrained, X_0, rows, C, settings, "untrained")
         untrained_best = _best_cells(untrained, X_0, rows, fits_0, seed, progress, "best untrained cells")
         named_fits += _named(fits_0, "untrained ")
         for k, name in (("all", UNTRAINED_ALL), ("1", UNTRAINED_ONE)):
-            predicted = _predict(fits_0, "norm", k, X_0["test"])
-            baselines.append(_score(name, rows, {"test": predicted}, "normalised margins"))
+            if k in ("all", *map(str, top)):
+                baselines.append(score_of(name, rows, {"test": predict(fits_0, k, X_0["test"])}, "normalised margins"))
     warn_unconverged(named_fits, max_iter)
     return PartOfSpeechResult(
-        provenance=provenance_of(store, untrained=untrained, seed=seed, split=split, max_iter=max_iter, solver=solver),
+        provenance=provenance_of(
+            store,
+            untrained=untrained,
+            seed=seed,
+            split=split,
+            max_iter=max_iter,
+            solver=solver,
+            controls=chosen,
+        ),
         group=group,
         C=C,
         rows={part: rows.index[part].size for part in NAMES} | {"train_available": available},
@@ -175,9 +167,14 @@ def fit_part_of_speech(
             for k in ("all", *map(str, top))
         ],
         baselines=baselines,
+        selectivity=found.selectivity,
+        description_length=found.description_length,
+        positions=found.positions,
         tags=[
-            _tag_row(fit, rows, X, store.units, cell, cell_0, p_value, rate)
-            for fit, cell, cell_0, p_value, rate in zip(fits, best, untrained_best, p, q, strict=True)
+            _tag_row(fit, rows, X, store.units, cell, cell_0, p_value, rate, stable)
+            for fit, cell, cell_0, p_value, rate, stable in zip(
+                fits, best, untrained_best, found.p, found.q, found.stability, strict=True
+            )
         ],
         units=store.units.tolist(),
         seconds=time.perf_counter() - started,
@@ -203,7 +200,7 @@ def row_classes(store: States, group: bool) -> tuple[tuple[str, ...], Codes]:
 
 def _choose_rows(
     store: States, group: bool, split: SplitRule, max_rows: int | None, seed: int, *, needs_valid: bool
-) -> tuple[_Rows, int]:
+) -> tuple[Rows, int]:
     """The rows to use, and how many train rows there were before the limit."""
     if store.attributes.rows == "document":
         raise InputError(
@@ -225,15 +222,15 @@ def _choose_rows(
     if np.unique(code[index["train"]]).size < 2:
         only = classes[code[index["train"][0]]]
         raise InputError(f"{store.path}: every train row is {only}: expected at least two classes")
-    return _Rows(classes, index, {part: code[index[part]] for part in NAMES}), parts.train.size
+    return Rows(classes, index, {part: code[index[part]] for part in NAMES}), parts.train.size
 
 
-def _read_cells(store: States, rows: _Rows) -> Cells:
+def _read_cells(store: States, rows: Rows) -> Cells:
     """The cells by part; the validation rows, which choose C and thresholds, where there are any."""
     return {part: read_rows(store, rows.index[part]) for part in NAMES if rows.index[part].size}
 
 
-def _fit_tags(store: States, X: Cells, rows: _Rows, C: float | None, settings: _Settings, name: str) -> list[_TagFits]:
+def _fit_tags(store: States, X: Cells, rows: Rows, C: float | None, settings: _Settings, name: str) -> list[TagFits]:
     """The fits of every class of the train rows, the most frequent first."""
     counts = np.bincount(rows.code["train"], minlength=len(rows.classes))
     codes = [int(code) for code in np.argsort(-counts, kind="stable") if counts[code]]
@@ -265,7 +262,7 @@ def _fit_tags(store: States, X: Cells, rows: _Rows, C: float | None, settings: _
             "device": settings.device,
         }
         sweep.append(stored_fits(settings.partial_fits, key, make))
-    fits: list[_TagFits] = []
+    fits: list[TagFits] = []
     for place, code in enumerate(tqdm(codes, desc=f"{name}: fewer cells", unit="tag", disable=not settings.progress)):
         of_tag = [one[place] for one in sweep]
         full, others = of_tag[0], of_tag[1:]
@@ -274,30 +271,25 @@ def _fit_tags(store: States, X: Cells, rows: _Rows, C: float | None, settings: _
             right = [accuracy(truth, fit.margin(X["valid"]) > 0) for fit in of_tag]
             best = best_strength(SWEEP_STRENGTHS, right)
             full, others = next(f for f in of_tag if best == f.C), [f for f in of_tag if best != f.C]
-        top = [_refit(X["train"], targets[:, place], full, k, settings) for k in settings.top]
-        fits.append(_TagFits(rows.classes[code], code, full, tuple(top), tuple(others)))
+        top = [
+            refit(
+                X["train"],
+                targets[:, place],
+                full.top(k),
+                k,
+                full,
+                seed=settings.seed,
+                max_iter=settings.max_iter,
+                solver=settings.solver,
+            )
+            for k in settings.top
+        ]
+        fits.append(TagFits(rows.classes[code], code, full, tuple(top), tuple(others)))
     return fits
 
 
-def _refit(X: NDArray[np.float32], y: NDArray[np.bool_], full: L1Fit, k: int, settings: _Settings) -> _Classifier:
-    """The classifier on the k cells of the largest weights; of fewer where the fit has no more."""
-    columns = full.top(k)
-    if columns.size:
-        fit = fit_l1(
-            np.ascontiguousarray(X[:, columns]),
-            y,
-            C=full.C,
-            seed=settings.seed,
-            max_iter=settings.max_iter,
-            solver=settings.solver,
-        )
-    else:
-        fit = L1Fit(np.zeros(0), full.intercept, full.C, 0, full.converged, full.iterations, full.gap)
-    return _Classifier(str(k), columns, fit)
-
-
 def _best_cells(
-    store: States, X: Cells, rows: _Rows, fits: list[_TagFits], seed: int, progress: bool, name: str
+    store: States, X: Cells, rows: Rows, fits: list[TagFits], seed: int, progress: bool, name: str
 ) -> list[BestCell]:
     """Each fitted class's best single cell, in the order of `fits`."""
     code = rows.code["train"]
@@ -314,40 +306,17 @@ def _best_cells(
     ]
 
 
-def _chance(
-    store: States, X: Cells, rows: _Rows, fits: list[_TagFits], settings: _Settings
-) -> tuple[list[float], list[float]]:
-    """p and false discovery rate of every fitted class, on the rows that the best cells are chosen on."""
-    taken = ranking_rows(rows.index["train"].size, settings.seed)
-    p = best_cell_p_values(
-        X["train"][taken],
-        rows.code["train"][taken][:, None] == np.array([fit.code for fit in fits]),
-        store.document_of_row[rows.index["train"][taken]],
-        seed=settings.seed,
-        progress=settings.progress,
-    )
-    return p.tolist(), false_discovery(p).tolist()
-
-
-def _predict(fits: list[_TagFits], rule: str, k: str, X: NDArray[np.float32]) -> Codes:
-    """Each row's class: of the largest normalised margin, or ("probability") of the largest predict_proba."""
-    chosen = [next(c for c in fit.classifiers() if c.k == k) for fit in fits]
-    margins = np.stack([c.normalised_margin(X) if rule == "norm" else c.margin(X) for c in chosen], axis=1)
-    codes = np.array([fit.code for fit in fits], dtype=np.int16)
-    return np.asarray(codes[margins.argmax(axis=1)])
-
-
 def _overall(
-    store: States, fits: list[_TagFits], rule: str, k: str, X: NDArray[np.float32], rows: _Rows, seed: int
+    store: States, fits: list[TagFits], rule: str, k: str, X: NDArray[np.float32], rows: Rows, seed: int
 ) -> KResult:
     code = rows.code["test"]
-    predicted = _predict(fits, rule, k, X)
+    predicted = predict(fits, k, X, rule)
     precision, recall = weighted_precision_recall(code, predicted)
     low, high = bootstrap_by_group(predicted == code, store.document_of_row[rows.index["test"]], seed)
     return KResult(k, accuracy(code, predicted), precision, recall, rule, low, high)
 
 
-def _tuned_f1(classifier: _Classifier, X: Cells, positive: dict[str, NDArray[np.bool_]]) -> float | None:
+def _tuned_f1(classifier: Classifier, X: Cells, positive: dict[str, NDArray[np.bool_]]) -> float | None:
     """F1 on test at the threshold of the best F1 on the validation rows; None without validation or test rows."""
     if "valid" not in X or not positive["valid"].any() or not positive["test"].any():
         return None
@@ -356,14 +325,15 @@ def _tuned_f1(classifier: _Classifier, X: Cells, positive: dict[str, NDArray[np.
 
 
 def _tag_row(
-    fits: _TagFits,
-    rows: _Rows,
+    fits: TagFits,
+    rows: Rows,
     X: Cells,
     units: NDArray[np.int32],
     best: BestCell,
     untrained_best: BestCell | None,
     p: float | None,
     q: float | None,
+    stable: Stability | None,
 ) -> TagRow:
     positive = {part: rows.code[part] == fits.code for part in NAMES}
     count = sum(int(of_part.sum()) for of_part in positive.values())
@@ -401,35 +371,11 @@ def _tag_row(
         gap=fits.full.gap,
         p=p,
         q=q,
+        stability=stable,
     )
 
 
-def _majority_score(rows: _Rows) -> Score:
-    majority = int(np.bincount(rows.code["train"]).argmax())
-    predicted = {part: np.full(rows.code[part].size, majority, dtype=np.int16) for part in NAMES}
-    return _score(MAJORITY, rows, predicted, f"always {rows.classes[majority]}")
-
-
-def _current_byte_score(store: States, rows: _Rows) -> Score:
-    """What the byte alone gives away; a byte that train lacks gets the majority tag."""
-    counts = np.zeros((256, len(rows.classes)), dtype=np.int64)
-    np.add.at(counts, (store.byte[rows.index["train"]], rows.code["train"]), 1)
-    tag_of_byte = np.where(counts.any(axis=1), counts.argmax(axis=1), counts.sum(axis=0).argmax())
-    predicted = {part: tag_of_byte[store.byte[rows.index[part]]].astype(np.int16) for part in NAMES}
-    return _score(CURRENT_BYTE, rows, predicted, f"{int(counts.any(axis=1).sum())} byte values in train")
-
-
-def _score(name: str, rows: _Rows, predicted: dict[str, Codes], detail: str) -> Score:
-    """Accuracy by part, None for parts that were not predicted or are empty."""
-    of_part = {
-        part: accuracy(rows.code[part], predicted[part]) for part in NAMES if part in predicted and rows.code[part].size
-    }
-    correct = int((rows.code["test"] == predicted["test"]).sum())
-    low, high = wilson(correct, rows.code["test"].size)
-    return Score(name, of_part.get("train"), of_part.get("valid"), of_part["test"], low, high, detail)
-
-
-def _named(fits: list[_TagFits], prefix: str) -> list[tuple[str, L1Fit]]:
+def _named(fits: list[TagFits], prefix: str) -> list[tuple[str, L1Fit]]:
     """Every fit with a name, for the warning of those that did not converge."""
     named: list[tuple[str, L1Fit]] = []
     for fit in fits:

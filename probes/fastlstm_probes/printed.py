@@ -10,7 +10,7 @@ from fastlstm.corpus.shards import Corpus
 if TYPE_CHECKING:
     from fastlstm_probes.concepts.labelling import LabelSummary
     from fastlstm_probes.rank import RankedBy
-    from fastlstm_probes.results import PartOfSpeechResult, Provenance, Score, SentimentResult
+    from fastlstm_probes.results import PartOfSpeechResult, Provenance, Score, SentimentResult, TagRow
 
 SYNTHETIC = "synthetic grammar text: written by a program, not by people"
 
@@ -72,17 +72,17 @@ def print_part_of_speech(result: PartOfSpeechResult) -> None:
     )
     print("\nall tags, test, %       accuracy  precision  recall (weighted)   95 % interval, by document")
     for overall in result.overall:
-        cells = "all cells" if overall.k == "all" else f"{overall.k} per tag"
-        cells += ", probability" if overall.rule == "probability" else ""
+        cells = _cells(overall.k) + (", probability" if overall.rule == "probability" else "")
         print(
             f"{cells:<24s}{100 * overall.accuracy:8.1f}{100 * overall.precision:11.1f}{100 * overall.recall:8.1f}"
             f"   {100 * overall.low:.1f}-{100 * overall.high:.1f}"
         )
     _print_scores(result.baselines)
+    _print_controls(result)
     print("\n                            all cells, %                  k = 1, %                         best cell, %")
     print(
         "tag       rows   cells     prec. recall av.prec.    cell  prec. recall av.prec.    cell  prec. recall av.prec."
-        " untrained"
+        " untrained  halves resamples"
     )
     for row in result.tags:
         of_k = {score.k: score for score in row.by_k}
@@ -96,10 +96,48 @@ def print_part_of_speech(result: PartOfSpeechResult) -> None:
         flag += "  chance" if row.q is not None and row.q > 0.05 else ""
         print(
             f"{row.tag:<7s}{row.positive:7,}{row.features_used:8,}   {shown[0]}{cell:>9s} {shown[1]}"
-            f"{row.best.unit:>9d} {shown[2]}{untrained:>10s}{flag}"
+            f"{row.best.unit:>9d} {shown[2]}{untrained:>10s}{_stability(row)}{flag}"
         )
     for sentence in part_of_speech_sentences(result)[:1]:
         print(f"\n{sentence}")
+
+
+def _print_controls(result: PartOfSpeechResult) -> None:
+    if result.selectivity:
+        one = result.selectivity[0]
+        print(
+            "\nselectivity, test, %      accuracy    control selectivity   95 % interval, by document; "
+            f"{one.rows:,} rows of {one.word_types:,} word types, fitted on {one.train_rows:,} rows"
+        )
+        for task in result.selectivity:
+            print(
+                f"{_cells(task.k):<24s}{100 * task.accuracy:8.1f}{100 * task.control_accuracy:11.1f}"
+                f"{100 * task.selectivity:12.1f}   {100 * task.low:.1f} to {100 * task.high:.1f}"
+            )
+    if result.positions:
+        print("\nplace in the word, test, %          accuracy   95 % interval, by document")
+        for place in result.positions:
+            print(
+                f"{place.position + ', ' + _cells(place.k):<34s}{100 * place.accuracy:8.1f}"
+                f"   {100 * place.low:.1f}-{100 * place.high:.1f}  {place.rows:,} words"
+            )
+    code = result.description_length
+    if code is not None:
+        print(
+            f"\nonline code of the tags of {code.rows:,} train rows, bits a row: {code.bits_per_row:.3f} given all "
+            f"cells, {code.frequency_bits_per_row:.3f} by the tags' frequencies alone, "
+            f"{code.uniform_bits_per_row:.3f} uniform: compression {code.compression:.2f}"
+        )
+
+
+def _cells(k: str) -> str:
+    return "all cells" if k == "all" else f"{k} per tag"
+
+
+def _stability(row: TagRow) -> str:
+    """Of the largest weight: in common to both halves, and in how many resamples; "-" where it was not tested."""
+    found = row.stability
+    return f"{_percent(found.halves.get('1') if found else None)}{_percent(found.same_top if found else None):>10s}"
 
 
 def _percent(share: float | None) -> str:

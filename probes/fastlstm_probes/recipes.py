@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -19,6 +19,7 @@ from typing import Any, TypeVar, get_args
 from fastlstm.errors import InputError
 from fastlstm.files import write_whole
 from fastlstm.states import States
+from fastlstm_probes.controls import CONTROLS, check_controls
 from fastlstm_probes.l1 import MAX_ITER, Solver
 from fastlstm_probes.part_of_speech import fit_part_of_speech
 from fastlstm_probes.report import write_report
@@ -50,6 +51,7 @@ class Settings:
     device: str | None = None
     allow_unconverged: bool = False
     progress: bool = True
+    controls: tuple[str, ...] = CONTROLS  # of carvalho2018: see controls.py
 
 
 def carvalho2018(
@@ -68,6 +70,7 @@ def carvalho2018(
         InputError: what `fit_part_of_speech` says, stores of the same text twice, or untrained stores that do not pair.
     """
     settings = settings or Settings()
+    controls = check_controls(settings.controls)
     if untrained and len(untrained) != len(stores):
         raise InputError(f"untrained: expected one store for each of {len(stores)}, got {len(untrained)}")
     names = [f"{store.attributes.text.kind}-{store.attributes.text.sha256[:6]}-{store.documents}" for store in stores]
@@ -81,7 +84,7 @@ def carvalho2018(
         for split in get_args(SplitRule):
             for group in (True, False):
                 folder = out / f"{name}-{split}-{'grouped' if group else 'ungrouped'}"
-                result = _kept(folder, PartOfSpeechResult, store, without_training, split, settings)
+                result = _kept(folder, PartOfSpeechResult, store, without_training, split, settings, controls)
                 if result is None:
                     result = fit_part_of_speech(
                         store,
@@ -95,6 +98,7 @@ def carvalho2018(
                         device=settings.device,
                         top=TOP,
                         partial_fits=out / ".fits",
+                        controls=controls,
                         progress=settings.progress,
                     )
                     save_result(folder, result)
@@ -142,7 +146,13 @@ def radford2017(
 
 
 def _kept(
-    folder: Path, kind: type[R], store: States, untrained: States | None, split: str, settings: Settings
+    folder: Path,
+    kind: type[R],
+    store: States,
+    untrained: States | None,
+    split: str,
+    settings: Settings,
+    controls: Sequence[str] = (),
 ) -> R | None:
     """The finished result in the folder if a fit now would be of the same input and settings."""
     path = result_path(folder, kind)
@@ -155,6 +165,7 @@ def _kept(
         split=split,
         max_iter=settings.max_iter,
         solver=settings.solver,
+        controls=controls,
     )
     found: Result = load_result(path)
     if found.provenance != wanted or not isinstance(found, kind):
@@ -186,6 +197,7 @@ def _origin(source: Provenance) -> dict[str, Any]:
 
 
 def _overall_rows(results: Iterable[tuple[str, PartOfSpeechResult]]) -> list[dict[str, Any]]:
+    """All tags together: the classifiers, the baselines and the controls, each a row; what a row has not is empty."""
     rows: list[dict[str, Any]] = []
     for name, result in results:
         shared = {"text": name, "tags": result.provenance.tags, "grouped": result.group}
@@ -194,37 +206,80 @@ def _overall_rows(results: Iterable[tuple[str, PartOfSpeechResult]]) -> list[dic
             "test_rows": result.rows["test"],
             "largest_gap": max(row.gap for row in result.tags),
         }
-        for one in result.overall:
-            rows.append(
-                {
-                    **shared,
-                    "row": f"k={one.k}",
-                    "argmax": one.rule,
-                    "accuracy": one.accuracy,
-                    "precision": one.precision,
-                    "recall": one.recall,
-                    "low": one.low,
-                    "high": one.high,
-                    **size,
-                    **_origin(result.provenance),
-                }
-            )
-        for score in result.baselines:
-            rows.append(
-                {
-                    **shared,
-                    "row": score.name,
-                    "argmax": "",
-                    "accuracy": score.test,
-                    "precision": "",
-                    "recall": score.test,
-                    "low": score.test_low,
-                    "high": score.test_high,
-                    **size,
-                    **_origin(result.provenance),
-                }
-            )
+        for found in _overall_scores(result):
+            filled = {column: found.get(column, "") for column in _OVERALL_COLUMNS}
+            sizes = {column: found.get(column, value) for column, value in size.items()}
+            rows.append({**shared, **filled, **sizes, **_origin(result.provenance)})
     return rows
+
+
+_OVERALL_COLUMNS = (
+    *("row", "argmax", "accuracy", "precision", "recall", "low", "high"),
+    *("selectivity", "selectivity_low", "selectivity_high", "bits_per_row", "compression"),
+)
+
+
+def _overall_scores(result: PartOfSpeechResult) -> Iterator[dict[str, Any]]:
+    for one in result.overall:
+        yield {
+            "row": f"k={one.k}",
+            "argmax": one.rule,
+            "accuracy": one.accuracy,
+            "precision": one.precision,
+            "recall": one.recall,
+            "low": one.low,
+            "high": one.high,
+        }
+    for score in result.baselines:
+        yield {
+            "row": score.name,
+            "accuracy": score.test,
+            "recall": score.test,
+            "low": score.test_low,
+            "high": score.test_high,
+        }
+    for place in result.positions:
+        yield {
+            "row": f"k={place.k}, {place.position}",
+            "argmax": "norm",
+            "accuracy": place.accuracy,
+            "recall": place.accuracy,
+            "low": place.low,
+            "high": place.high,
+            "train_rows": place.train_rows,
+            "test_rows": place.rows,
+        }
+    for task in result.selectivity:
+        shown = {"argmax": "norm", "train_rows": task.train_rows, "test_rows": task.rows}
+        yield {
+            **shown,
+            "row": f"k={task.k}, words of train",
+            "accuracy": task.accuracy,
+            "recall": task.accuracy,
+            "selectivity": task.selectivity,
+            "selectivity_low": task.low,
+            "selectivity_high": task.high,
+        }
+        yield {
+            **shown,
+            "row": f"k={task.k}, control task",
+            "accuracy": task.control_accuracy,
+            "recall": task.control_accuracy,
+        }
+    code = result.description_length
+    if code is not None:
+        for row, bits in (
+            ("online code", code.bits_per_row),
+            ("online code, tag frequencies alone", code.frequency_bits_per_row),
+        ):
+            compression = code.uniform_bits_per_row / bits
+            yield {
+                "row": row,
+                "bits_per_row": bits,
+                "compression": compression,
+                "train_rows": code.rows,
+                "test_rows": "",
+            }
 
 
 def _tag_rows(results: Iterable[tuple[str, PartOfSpeechResult]]) -> list[dict[str, Any]]:
@@ -251,6 +306,8 @@ def _tag_rows(results: Iterable[tuple[str, PartOfSpeechResult]]) -> list[dict[st
             "best_cell_p": row.p,
             "best_cell_q": row.q,
             "gap": row.gap,
+            "halves_overlap": row.stability.halves.get(score.k) if row.stability else None,
+            "resamples_same_top": row.stability.same_top if row.stability else None,
             **_origin(result.provenance),
         }
         for name, result in results

@@ -348,6 +348,7 @@ def _part_of_speech(result: PartOfSpeechResult, states: States | None) -> dict[s
         "meaning": {row.tag: tag_meaning(row.tag, result.group) for row in result.tags},
         "ks": [row.k for row in result.overall if row.rule == "norm"],
         "unconverged": any(not row.converged for row in result.tags),
+        "stable": [finding.row for finding in judged if finding.row.stability is not None],
         "shown": [_tag_figures(result, f) for f in judged if f.word][:_TAG_FIGURES],
         "best": best,
         "ends": ends,

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from fastlstm.states import States, TextAttributes
 from fastlstm.version import __version__
 from fastlstm_probes.concepts.penn import PENN_TAGS
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,19 @@ class Provenance:
     split: str  # "document" or "byte": see splits.py
     max_iter: int  # limit given to the L1 solver
     solver: str  # "joint", or scikit-learn's "liblinear", "saga" or "sgd"
+    controls: list[str]  # that were run: see controls.py
     versions: dict[str, str]  # of the fit; "store ..." of the dump
 
 
 def provenance_of(
-    store: States, *, untrained: States | None, seed: int, split: str, max_iter: int, solver: str
+    store: States,
+    *,
+    untrained: States | None,
+    seed: int,
+    split: str,
+    max_iter: int,
+    solver: str,
+    controls: Iterable[str] = (),
 ) -> Provenance:
     """Where a fit on `store` with these settings comes from."""
     attributes = store.attributes
@@ -85,6 +94,7 @@ def provenance_of(
         split=split,
         max_iter=max_iter,
         solver=solver,
+        controls=list(controls),
         versions=fitted_with | {f"store {name}": version for name, version in attributes.versions.items()},
     )
 
@@ -211,6 +221,15 @@ class BestCell:
 
 
 @dataclass(frozen=True)
+class Stability:
+    """Whether other text would have given a tag the same largest weights (`stability.py`)."""
+
+    halves: dict[str, float | None]  # k -> share of the k largest in common to fits on two halves; None: no weights
+    resamples: int  # draws of documents with replacement that were fitted
+    same_top: float | None  # share of them whose largest weight is on the same cell as the fit's; None: it has none
+
+
+@dataclass(frozen=True)
 class TagRow:
     tag: str
     positive: int  # rows of the tag over the train rows used, valid and test
@@ -228,6 +247,55 @@ class TagRow:
     gap: float  # relative duality gap of the fit on all cells
     p: float | None  # that the best of all cells is chance (`controls.py`); None: not tested
     q: float | None  # false discovery rate of the list of tags up to this one
+    stability: Stability | None  # None: not tested, or text of one document
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """Accuracy less that on a control task of random labels per word type (`selectivity.py`), with k cells a tag.
+
+    Of test rows of words whose type train has. `low`..`high` is the 95 % interval of `selectivity` when documents are
+    drawn anew.
+    """
+
+    k: str
+    accuracy: float
+    control_accuracy: float
+    selectivity: float
+    low: float
+    high: float
+    rows: int
+    train_rows: int  # that both tasks were fitted on
+    word_types: int  # of train
+
+
+@dataclass(frozen=True)
+class DescriptionLength:
+    """Online code of the tags of train rows given all cells (`description_length.py`), in bits."""
+
+    rows: int
+    classes: int
+    bits_per_row: float
+    uniform_bits_per_row: float  # log2 of the number of classes
+    frequency_bits_per_row: float  # of the online code by the tags' frequencies alone, without cells
+    compression: float  # uniform code over online code
+    parts: list[int]  # rows of each part, the first of which is coded uniformly
+
+
+@dataclass(frozen=True)
+class PositionScore:
+    """All tags together on test rows at one place in words (`positions.py`), with k cells a tag.
+
+    `low`..`high` is the 95 % interval of the accuracy when documents are drawn anew.
+    """
+
+    position: str  # "first byte", "last byte", "word mean"
+    k: str
+    accuracy: float
+    low: float
+    high: float
+    rows: int  # words, where rows are means
+    train_rows: int  # that the classifiers were fitted on: for word means words
 
 
 @dataclass(frozen=True)
@@ -239,6 +307,9 @@ class PartOfSpeechResult:
     ranking_rows: int  # train rows that the best cells were chosen on
     overall: list[KResult]
     baselines: list[Score]
+    selectivity: list[Selectivity]  # empty: not tested, or no test row of a word that train has
+    description_length: DescriptionLength | None  # None: not tested, or text of one document
+    positions: list[PositionScore]  # empty: not tested, or no row of a word
     tags: list[TagRow]  # the most frequent first
     units: list[int]
     seconds: float

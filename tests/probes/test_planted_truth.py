@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastlstm.corpus.shards import Document, Word
-from fastlstm_probes.controls import best_cell_p_values, false_discovery, rotation
+from fastlstm_probes.chance import best_cell_p_values, false_discovery, rotation
 from fastlstm_probes.findings import cells_needed, is_chance
 from fastlstm_probes.part_of_speech import fit_part_of_speech
 from fastlstm_probes.results import TagRow
@@ -98,5 +98,5 @@ def test_chance_is_not_tested_unless_wanted(tmp_path: Path):
     text = PlantedText([Document("d", b"\n abc ", None, (Word(2, 5, "CONCEPT"),))] * 6, [0, 0, 0, 1, 1, 2], TAGSET)
     cells = np.random.default_rng(0).standard_normal((36, 3))
     store = write_store(tmp_path / "store", text, every_byte(text), cells, rows="all")
-    row = fit_part_of_speech(store, test_chance=False, progress=False).tags[0]
+    row = fit_part_of_speech(store, controls=(), progress=False).tags[0]
     assert (row.p, row.q, is_chance(row)) == (None, None, False)

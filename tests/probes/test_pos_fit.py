@@ -10,15 +10,17 @@ import pytest
 from fastlstm.corpus.shards import Document, Word
 from fastlstm.errors import InputError
 from fastlstm.states import States
-from fastlstm_probes import part_of_speech
-from fastlstm_probes.part_of_speech import (
+from fastlstm_probes import control_fits, part_of_speech
+from fastlstm_probes.baselines import (
+    BYTE_NGRAM,
     CURRENT_BYTE,
     MAJORITY,
     UNTRAINED_ALL,
     UNTRAINED_ONE,
-    fit_part_of_speech,
-    row_classes,
+    random_cells,
 )
+from fastlstm_probes.controls import CONTROLS
+from fastlstm_probes.part_of_speech import fit_part_of_speech, row_classes
 from fastlstm_probes.results import PartOfSpeechResult
 from planted_store import PlantedText, every_byte, last_bytes, write_store
 
@@ -158,7 +160,8 @@ def test_counts_are_the_texts(result, store):
 
 def test_baselines(result, store):
     scores = {score.name: score for score in result.baselines}
-    assert list(scores) == [MAJORITY, CURRENT_BYTE, UNTRAINED_ALL, UNTRAINED_ONE]
+    random = [random_cells(k) for k in (1, 2, 3)]
+    assert list(scores) == [MAJORITY, CURRENT_BYTE, BYTE_NGRAM, *random, UNTRAINED_ALL, UNTRAINED_ONE]
     truth = np.array(_classes(_text()))
     part = store.document_split[store.document_of_row]
     most = max(CLASSES, key=lambda name: (truth[part == 0] == name).sum())
@@ -171,9 +174,59 @@ def test_baselines(result, store):
     expected = np.mean([table[byte] == name for byte, name in zip(store.byte, truth, strict=True)], where=part == 2)
     assert scores[CURRENT_BYTE].test == pytest.approx(expected, abs=0)
     assert scores[CURRENT_BYTE].test > scores[MAJORITY].test
+    # Many words have an e, but its neighbours tell them apart.
+    assert scores[BYTE_NGRAM].test > scores[CURRENT_BYTE].test
+    ones = {overall.k: overall.accuracy for overall in result.overall if overall.rule == "norm"}
+    assert all(scores[name].test < ones[str(k)] - 0.2 for k, name in zip((1, 2, 3), random, strict=True))
     # Noise cannot beat the majority.
     assert scores[UNTRAINED_ALL].test <= scores[MAJORITY].test_high
     assert scores[UNTRAINED_ONE].test <= scores[MAJORITY].test_high
+
+
+def test_controls_judge_planted_cells(result, store):
+    assert result.provenance.controls == list(CONTROLS)
+    assert [one.k for one in result.selectivity] == ["all", "1", "2", "3"]
+    for one in result.selectivity:
+        assert one.accuracy > 0.98
+        assert one.word_types == len(WORDS)
+    assert result.description_length.rows == result.rows["train"]
+    assert result.description_length.compression > 1.5
+    assert result.description_length.bits_per_row < result.description_length.frequency_bits_per_row
+    for one in result.positions:
+        assert one.accuracy > 0.98
+        assert one.rows == 6 * PARTS[2]
+    for row in result.tags:
+        assert (row.stability.halves["1"], row.stability.same_top) == (1.0, 1.0)
+        assert row.p is not None
+
+
+def test_controls_are_run_only_if_chosen(store):
+    bare = fit_part_of_speech(store, controls=(), progress=False)
+    assert bare.provenance.controls == []
+    assert [score.name for score in bare.baselines] == [MAJORITY, CURRENT_BYTE]
+    assert (bare.selectivity, bare.description_length, bare.positions) == ([], None, [])
+    assert {(row.p, row.q, row.stability) for row in bare.tags} == {(None, None, None)}
+    some = fit_part_of_speech(store, controls=("mdl", "ngram"), progress=False)
+    assert some.provenance.controls == ["ngram", "mdl"]
+    assert [score.name for score in some.baselines] == [MAJORITY, CURRENT_BYTE, BYTE_NGRAM]
+    assert (some.selectivity, some.positions) == ([], [])
+    assert some.description_length is not None
+    with pytest.raises(InputError, match=r"controls: expected names of ngram, .*, got 'colour'"):
+        fit_part_of_speech(store, controls=("colour",), progress=False)
+
+
+def test_controls_are_fitted_on_few_rows_of_whole_documents(store, monkeypatch):
+    monkeypatch.setattr(control_fits, "CONTROL_ROWS", 800)
+    result = fit_part_of_speech(store, controls=("selectivity", "mdl", "stability"), progress=False)
+    train = store.document_split == 0
+    lengths = set(np.diff(store.row_offset)[train].tolist())
+    assert 800 - max(lengths) < result.description_length.rows <= 800
+    assert {one.train_rows for one in result.selectivity} == {result.description_length.rows}
+    assert result.rows["train"] > 800
+    for one in result.selectivity:
+        assert one.accuracy > 0.98
+    for row in result.tags:
+        assert row.stability.same_top == 1.0
 
 
 def test_noise_ranks_at_chance(untrained, store):
@@ -261,6 +314,10 @@ def test_a_killed_run_goes_on_from_its_fits(store, tmp_path, monkeypatch):
     again = fit_part_of_speech(store, C=None, partial_fits=tmp_path, progress=False)
     assert made == list(part_of_speech.SWEEP_STRENGTHS)
     assert dataclasses.replace(again, seconds=0) == dataclasses.replace(whole, seconds=0)
+    # The fits of controls are kept as well.
+    monkeypatch.setattr(control_fits, "fit_tags", lambda *a, **s: pytest.fail("fitted again"))
+    kept = fit_part_of_speech(store, C=None, partial_fits=tmp_path, progress=False)
+    assert dataclasses.replace(kept, seconds=0) == dataclasses.replace(whole, seconds=0)
 
 
 def test_sweep_chooses_per_tag_on_validation(store):

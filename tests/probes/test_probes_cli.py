@@ -88,6 +88,33 @@ def test_fit_pos_prints_a_table_and_writes_the_result(bytes_store, kind, tmp_pat
     assert line.split()[:2] == ["NN", "240"]
 
 
+@pytest.mark.parametrize("kind", ["grammar"], indirect=True)
+def test_controls_are_chosen_by_name_and_printed(bytes_store, tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["fit", "pos", str(bytes_store), "--out", str(out), "--quiet"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    result = load_result(out / "part_of_speech.json")
+    assert isinstance(result, PartOfSpeechResult)
+    assert result.description_length is not None
+    assert f"{result.description_length.bits_per_row:.3f} given all cells" in output
+    for heading in ("selectivity, test, %", "place in the word, test, %", "1 random cell per tag", "byte n-gram"):
+        assert heading in output
+    (line,) = (line for line in output.splitlines() if line.startswith("NN "))
+    assert line.split()[-2:] == ["100.0", "100.0"]
+    assert main([*arguments, "--controls", "ngram,chance", "positions"]) == 0
+    output = capsys.readouterr().out
+    assert "byte n-gram" in output
+    assert "place in the word" in output
+    assert "selectivity" not in output
+    (line,) = (line for line in output.splitlines() if line.startswith("NN "))
+    assert line.split()[-2:] == ["-", "-"]
+    assert load_result(out / "part_of_speech.json").provenance.controls == ["ngram", "positions", "chance"]
+    assert main([*arguments, "--controls", "none"]) == 0
+    assert "byte n-gram" not in capsys.readouterr().out
+    assert "controls: expected names of ngram, random" in _error([*arguments, "--controls", "mdl,colour"], capsys)
+
+
 def test_warnings_are_one_line_on_stderr(documents_store, tmp_path, capsys):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("warnings.filters", [])  # the command line's, not pytest's "error"

@@ -12,12 +12,13 @@ from fastlstm.corpus.shards import Document, Word
 from fastlstm.errors import InputError
 from fastlstm.states import States
 from fastlstm_probes import recipes
+from fastlstm_probes.baselines import BYTE_NGRAM, random_cells
 from fastlstm_probes.cli import main
 from fastlstm_probes.recipes import Settings, carvalho2018
 from fastlstm_probes.results import PartOfSpeechResult, load_result, result_path
 from planted_store import PlantedText, every_byte, last_bytes, write_store
 
-QUIET = Settings(progress=False)
+QUIET = Settings(progress=False, controls=("ngram", "mdl"))
 
 
 def _text(sentence: bytes) -> PlantedText:
@@ -67,8 +68,24 @@ def test_carvalho_is_one_command(stores: list[States], tmp_path: Path, capsys: p
     (folder,) = out.glob("*-document-grouped")
     result = load_result(result_path(folder, PartOfSpeechResult))
     assert isinstance(result, PartOfSpeechResult)
-    shown = [row for row in rows if (row["split"], row["grouped"]) == ("document", "True") and row["argmax"]]
+    classifiers = {f"k={one.k}" for one in result.overall}
+    shown = [row for row in rows
+             if (row["split"], row["grouped"]) == ("document", "True") and row["row"] in classifiers]  # fmt: skip
     assert [float(row["accuracy"]) for row in shown] == [one.accuracy for one in result.overall]
+    of_row = {row["row"]: row for row in rows if (row["split"], row["grouped"]) == ("document", "True")}
+    for task in result.selectivity:
+        true, control = of_row[f"k={task.k}, words of train"], of_row[f"k={task.k}, control task"]
+        assert float(true["selectivity"]) == task.selectivity
+        assert float(true["accuracy"]) - float(control["accuracy"]) == pytest.approx(task.selectivity)
+    assert float(of_row["online code"]["bits_per_row"]) == result.description_length.bits_per_row
+    assert float(of_row["online code"]["compression"]) == pytest.approx(result.description_length.compression)
+    for place in result.positions:
+        assert float(of_row[f"k={place.k}, {place.position}"]["accuracy"]) == place.accuracy
+    assert {random_cells(k) for k in (1, 2, 3, 5, 10, 20)} | {BYTE_NGRAM} < set(of_row)
+    tags = _rows(out / "tags.csv")
+    assert {row["halves_overlap"] for row in tags if row["k"] == "1" and row["tag"] == "NN"} == {"1.0"}
+    assert {row["halves_overlap"] for row in tags if row["k"] == "all"} == {""}
+    assert {row["resamples_same_top"] for row in tags if row["tag"] == "NN"} == {"1.0"}
     (noun,) = (row for row in _rows(out / "tags.csv")
                if (row["tag"], row["k"], row["split"], row["grouped"]) == ("NN", "1", "document", "True"))  # fmt: skip
     assert (noun["top_cells"].split()[0], float(noun["average_precision"]) > 0.95) == ("0", True)
@@ -96,6 +113,8 @@ def test_a_killed_recipe_goes_on_to_the_same_bytes(stores: list[States], tmp_pat
             assert one.read_bytes() == other.read_bytes()
     with pytest.raises(InputError, match="is of other stores, settings or versions"):
         carvalho2018(stores[:1], tmp_path / "killed", settings=Settings(seed=7, progress=False))
+    with pytest.raises(InputError, match="is of other stores, settings or versions"):
+        carvalho2018(stores[:1], tmp_path / "killed", settings=Settings(controls=("mdl",), progress=False))
 
 
 def test_radford_is_one_command(tmp_path: Path):

@@ -17,6 +17,7 @@ from fastlstm.errors import InputError
 from fastlstm.states import ModelAttributes, States, StoreAttributes, TextAttributes, open_states
 from fastlstm.states.schema import ATTRIBUTE
 from fastlstm_probes import findings
+from fastlstm_probes.baselines import random_cells
 from fastlstm_probes.coloured_text import (
     BLUE,
     LEVELS,
@@ -30,13 +31,17 @@ from fastlstm_probes.coloured_text import (
 from fastlstm_probes.report import write_report
 from fastlstm_probes.results import (
     BestCell,
+    DescriptionLength,
     Example,
     Histogram,
     KResult,
     PartOfSpeechResult,
+    PositionScore,
     Provenance,
     Score,
+    Selectivity,
     SentimentResult,
+    Stability,
     SweepPoint,
     TagRow,
     TagScore,
@@ -121,7 +126,7 @@ def provenance(**changes: Any) -> Provenance:
         "text_sha256": TEXT, "text_kind": "grammar", "synthetic": True, "tags": "gold",
         "splits": ["train", "test"], "documents": None, "cells": None, "dtype": "float32", "batch_size": 64,
         "rows": "document", "state": "document", "seed": 42, "split": "document", "max_iter": 1000, "solver": "joint",
-        "versions": {"fastlstm": "0.1.0", "sklearn": "1.9.1"},
+        "controls": ["ngram", "mdl"], "versions": {"fastlstm": "0.1.0", "sklearn": "1.9.1"},
     }  # fmt: skip
     return Provenance(**(values | changes))
 
@@ -168,6 +173,7 @@ def tag_row(tag: str, positive: int, top: list[int], cell: BestCell, untrained: 
     return TagRow(
         tag, positive, 1000 - positive, len(top), top, by_k, 0.5, [float(w) for w in weights], 0.0,
         cell, untrained_best, histogram, True, 1e-7, 0.005, 0.01,
+        Stability({"1": 1.0, "2": 0.625, "3": None}, 3, 2 / 3),
     )  # fmt: skip
 
 
@@ -186,7 +192,14 @@ def pos_result() -> PartOfSpeechResult:
             KResult(k, a, a - 0.01, a, "norm", a - 0.02, a + 0.02)
             for k, a in (("all", 0.91), ("1", 0.55), ("2", 0.61), ("3", 0.66))
         ],
-        baselines=[Score("majority tag", None, None, 0.31, 0.22, 0.41, "SPACE")],
+        baselines=[
+            Score("majority tag", None, None, 0.31, 0.22, 0.41, "SPACE"),
+            Score(random_cells(1), None, None, 0.327, 0.3, 0.35, "mean of 5 draws"),
+            Score(random_cells(2), None, None, 0.328, 0.3, 0.35, "mean of 5 draws"),
+        ],
+        selectivity=[Selectivity("all", 0.913, 0.707, 0.206, 0.194, 0.217, 90, 800, 41)],
+        description_length=DescriptionLength(800, 4, 0.815, 2.0, 1.712, 2.454, [10, 790]),
+        positions=[PositionScore("first byte", "all", 0.623, 0.603, 0.643, 37, 800)],
         tags=[
             tag_row("SPACE", 200, [2, 4, 6], best(2, 0.99, 0.99, 0.99)),
             tag_row("NN", 250, [1, 9, 3], best(5, 0.88, 0.81, 0.9)),
@@ -324,6 +337,33 @@ def test_says_what_was_found_and_where_from(page: str) -> None:
     assert "Missing:" not in page
 
 
+def test_controls_are_shown_where_they_were_run(inputs: dict[str, Any], page: str, tmp_path: Path) -> None:
+    headings = ("Selectivity: the concept", "Place in the word", "Description length", "Are the largest weights on")
+    shown = (
+        "<td>k = all</td><td>0.913</td><td>0.707</td><td>0.206</td><td>0.194 to 0.217</td>",
+        "<td>first byte, k = all</td><td>37</td><td>0.623</td><td>0.603 to 0.643</td>",
+        "cost 0.815 bits a row to someone who has all cells; 1.712 by the frequencies of the 4 tags alone, 2.000 by",
+        "<td>NN</td><td>1.000</td><td>0.625</td><td>–</td><td>0.667</td>",
+    )
+    for text in (*headings, *shown, "ngram, mdl", "--controls ngram,mdl", "1 random cell per tag 32.7"):
+        assert text in page, text
+    assert "2 random cells per tag <small>mean of 5 draws" in page
+    assert "2 random cells per tag 32.8" not in page  # the head of the page compares one cell with one
+    without = dataclasses.replace(
+        pos_result(),
+        provenance=provenance(rows="all", controls=[]),
+        selectivity=[],
+        description_length=None,
+        positions=[],
+        tags=[dataclasses.replace(row, stability=None) for row in pos_result().tags],
+    )
+    save_result(tmp_path / "results", without)
+    write_report(tmp_path / "r.html", **(inputs | {"results": tmp_path / "results"}))
+    bare = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert not [text for text in headings if text in bare]
+    assert "--controls none" in bare
+
+
 def test_commands_are_those_of_the_results(page: str) -> None:
     assert "fastlstm train RECIPE model.hidden_size=24 --data CORPUS --out" in page
     assert "reviews CORPUS --documents COUNT --splits SPLITS --seed SEED --tags gold --out LABELLED_CDCDCD" in page
@@ -334,7 +374,7 @@ def test_commands_are_those_of_the_results(page: str) -> None:
         "fit sentiment SENTIMENT_STATES --untrained SENTIMENT_UNTRAINED --seed 42 --solver joint --max-iter 1000"
         in page
     )
-    assert "fit pos POS_STATES --group --C 0.5 --split document --max-rows 800 --untrained" in page
+    assert "fit pos POS_STATES --group --C 0.5 --split document --max-rows 800 --controls ngram,mdl --untrained" in page
 
 
 def test_the_rows_that_chose_the_strength_are_named_only_if_some_did(

@@ -9,14 +9,18 @@ import pytest
 from fastlstm.errors import InputError
 from fastlstm_probes.results import (
     BestCell,
+    DescriptionLength,
     Example,
     Histogram,
     KResult,
     PartOfSpeechResult,
+    PositionScore,
     Provenance,
     Result,
     Score,
+    Selectivity,
     SentimentResult,
+    Stability,
     SweepPoint,
     TagRow,
     TagScore,
@@ -44,6 +48,7 @@ PROVENANCE = Provenance(
     split="document",
     max_iter=100,
     solver="joint",
+    controls=["ngram", "mdl"],
     versions={"numpy": "2"},
 )
 HISTOGRAM = Histogram([0.0, 0.5, 1.0], [1, 2], [3, 4])
@@ -76,6 +81,9 @@ PART_OF_SPEECH = PartOfSpeechResult(
     rows={"train": 10, "valid": 1, "test": 2, "train_available": 10},
     overall=[KResult("all", 0.5, 0.25, 0.5, "norm", 0.4, 0.6)],
     baselines=[SCORE],
+    selectivity=[Selectivity("all", 0.5, 0.25, 0.25, 0.2, 0.3, 10, 20, 5)],
+    description_length=DescriptionLength(10, 2, 0.5, 1.0, 0.9, 2.0, [4, 6]),
+    positions=[PositionScore("first byte", "1", 0.5, 0.4, 0.6, 7, 20)],
     tags=[
         TagRow(
             "NN",
@@ -94,6 +102,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
             1e-7,
             0.005,
             0.01,
+            Stability({"1": 1.0, "2": None}, 3, 0.5),
         ),
         TagRow(
             "VB",
@@ -110,6 +119,7 @@ PART_OF_SPEECH = PartOfSpeechResult(
             HISTOGRAM,
             False,
             0.5,
+            None,
             None,
             None,
         ),
@@ -142,7 +152,7 @@ def _change(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"format_version": 99}, "format version 99, this program reads version 3: fit again"),
+        ({"format_version": 99}, "format version 99, this program reads version 4: fit again"),
         ({"kind": "colour"}, "expected a result of kind sentiment or part_of_speech, found kind 'colour'"),
         ({"kind": "part_of_speech"}, "not a whole result: part_of_speech: expected the fields"),
         ({"extra": 1}, "not a whole result: sentiment: expected the fields"),
