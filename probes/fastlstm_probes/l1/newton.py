@@ -71,11 +71,15 @@ def _thin(weights: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor]:
 def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products: torch.dtype = torch.float32) -> Tensor:
     """Sum of w_i x_i x_i' over `rows` (n,) of X for some columns (S,), of which D is the ones: float64 (S, S).
 
-    Factors and sums over a block of rows are of the dtype `products`, sums over blocks float64.
+    Factors and sums over a block of rows are of the dtype `products`, sums over blocks float64. Columns are taken from
+    a centre m, as sum w x x' = sum w d d' + m s' + s m' + (sum w) m m' with d = x - m and s = sum w d: a mean that is
+    large beside a column's variation would lose it to rounding.
     """
     S = len(columns)
     H = torch.zeros(S, S, dtype=torch.float64, device=X.device)
+    s, total = torch.zeros_like(H[0]), weights.double().sum()
     real = columns[columns < X.shape[1]]
+    centre = torch.zeros(S, device=X.device)
     size = _ROWS[X.device.type]
     for first in range(0, len(rows), size):
         block = X[rows[first : first + size]][:, real].float()
@@ -85,7 +89,14 @@ def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products:
                 if S > 1
                 else torch.ones(len(block), 1, device=X.device)
             )
-        root = (block * weights[first : first + size, None].sqrt()).to(products)
+        if first == 0:
+            centre = block.mean(0)
+        block -= centre
+        weight = weights[first : first + size]
+        s += (weight @ block).double()
+        root = (block * weight[:, None].sqrt()).to(products)
         for left in range(0, S, _COLUMNS):  # the upper triangle, in blocks
             H[left : left + _COLUMNS, left:] += root[:, left : left + _COLUMNS].T @ root[:, left:]
-    return H.triu() + H.triu(1).T
+    H, m = H.triu() + H.triu(1).T, centre.double()
+    cross = torch.outer(m, s)
+    return H + cross + cross.T + total * torch.outer(m, m)

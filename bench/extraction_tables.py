@@ -1,0 +1,149 @@
+"""README's tables of cell states and of probes from bench/results/states.csv and probes.csv, between their markers.
+
+python bench/extraction_tables.py            # prints them
+python bench/extraction_tables.py --write    # puts them there
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+
+from bench.records import RESULTS, Row, load  # noqa: E402
+from bench.tables import NONE, insert, table  # noqa: E402
+
+DEVICES = ("cuda", "cpu")
+# What a line says: case, contestant, metric, and how its number is shown.
+Shown = Callable[[float], str]
+
+
+def _millions(value: float) -> str:
+    return f"{value / 1e6:.2f} MB/s"
+
+
+STATES: tuple[tuple[str, tuple[str, str, str], Shown], ...] = (
+    ("every state to the host, text", ("extract", "fastlstm", "throughput"), _millions),
+    ("every state to a disk, text", ("write", "fastlstm", "throughput"), _millions),
+    ("time over that of raw files", ("write", "fastlstm", "wall_ratio"), "{:.2f}×".format),
+    ("raw files of the same size", ("write", "raw", "rate"), "{:.2f} GB/s".format),
+    ("the same to memory (tmpfs), text", ("write_tmpfs", "fastlstm", "throughput"), _millions),
+    ("time over that of raw files", ("write_tmpfs", "fastlstm", "wall_ratio"), "{:.2f}×".format),
+    ("rows that are there already, time over raw", ("writer", "fastlstm", "wall_ratio"), "{:.2f}×".format),
+    ("16 units, text", ("units_16", "fastlstm", "throughput"), _millions),
+    ("... with loading the model and making the store", ("units_16", "fastlstm", "throughput_call"), _millions),
+    ("last state of each document, text", ("last_state", "fastlstm", "throughput"), _millions),
+    ("mean of each document, text", ("document_mean", "fastlstm", "throughput"), _millions),
+    ("statistics alone, text", ("statistics", "fastlstm", "throughput"), _millions),
+    ("... with loading the model and making the store", ("statistics", "fastlstm", "throughput_call"), _millions),
+    ("scan of all rows", ("scan", "fastlstm", "rate"), "{:.1f} GB/s".format),
+    ("raw files, as many threads", ("scan", "raw", "rate"), "{:.1f} GB/s".format),
+    ("Zarr's own reader", ("scan", "zarr", "rate"), "{:.1f} GB/s".format),
+    ("one unit of 1,048,576 rows", ("unit", "fastlstm", "time"), "{:.0f} ms".format),
+    ("ten documents of 512 rows", ("documents", "fastlstm", "time"), "{:.0f} ms".format),
+    ("resident memory at the peak", ("write", "fastlstm", "peak_memory"), "{:,.0f} MiB".format),
+)
+
+
+def _found(rows: Iterable[Row], suite: str) -> dict[tuple[str, str, str, str], Row]:
+    found = {
+        (row["case"], row["contestant"], row["metric"], row["device"]): row for row in rows if row["suite"] == suite
+    }
+    if not found:
+        raise ValueError(f"{suite}.csv: expected rows of the suite {suite!r}, found none")
+    return found
+
+
+def _origin(rows: Iterable[Row]) -> str:
+    """What the numbers were measured on."""
+    rows = list(rows)
+    distinct = {name: sorted({row[name] for row in rows if row[name]}) for name in ("gpu", "torch", "commit")}
+    named = [*distinct["gpu"], *(f"torch {version}" for version in distinct["torch"])]
+    return f"*{'; '.join(named)}; commit {', '.join(distinct['commit'])}.*"
+
+
+def states(rows: Sequence[Row]) -> str:
+    """The Markdown of cell states."""
+    found = _found(rows, "states")
+    of_device = {device: [row for key, row in found.items() if key[3] == device] for device in DEVICES}
+    lines = []
+    for name, key, shown in STATES:
+        values = [found.get((*key, device)) for device in DEVICES]
+        if any(values):
+            lines.append([name, *(NONE if row is None else shown(float(row["median"])) for row in values)])
+    sizes = [f"H = {rows[0]['H']}" if rows else NONE for rows in of_device.values()]
+    head = ["float16", f"GPU, {sizes[0]}", f"CPU, {sizes[1]}"]
+    return "\n\n".join(
+        [
+            "Bytes of text (or of states, GB) a second (`bench/states.py`). Raw files are written and read by as many\n"
+            "threads as ours. Whole calls, where said, are of 48 MB of text on the GPU.",
+            table(head, lines),
+            _origin(found.values()),
+        ]
+    )
+
+
+def probes(rows: Sequence[Row]) -> str:
+    """The Markdown of probes."""
+    found = _found(rows, "probes")
+    lines = []
+    for (case, contestant, metric, device), row in found.items():
+        if metric != "time":
+            continue
+        peak = found.get((case, contestant, "peak_memory", device))
+        memory = NONE if peak is None else f"{float(peak['median']) / 1024:.2f}"
+        ratio = found.get((case, "fastlstm", "objective_ratio", device)) if contestant == "liblinear" else None
+        said = NONE if ratio is None else f"{float(ratio['p80']):.8f}"
+        source = "store" if row["dtype"] == "float16" else "memory"
+        size = f"{int(row['B']):,} × {int(row['H']):,}"
+        lines.append([size, source, row["T"], device, contestant, f"{float(row['median']):,.1f}", memory, said])
+    head = ["rows × cells", "from", "tags", "on", "solver", "seconds", "GiB", "objective, ours over its"]
+    return "\n\n".join(
+        [
+            "L1 logistic regressions at C = 0.25 until every tag's relative duality gap is at most 1e-6\n"
+            "(`bench/probes.py`, synthetic cells). liblinear fits one tag at a time, on every third; its seconds are of\n"
+            "one tag. GiB: on a GPU of its memory, from a store of the process.",
+            table(head, lines),
+            _origin(found.values()),
+        ]
+    )
+
+
+SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {"states": states, "probes": probes}
+
+
+def begin(name: str) -> str:
+    """The line that a section begins after."""
+    return f"<!-- {name} table -->"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="renew README.md")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the CSV files")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    options = parser.parse_args(arguments)
+    try:
+        texts = {name: make(load(options.results / f"{name}.csv")) for name, make in SECTIONS.items()}
+        if options.write:
+            readme = options.readme.read_text(encoding="utf-8")
+            for name, text in texts.items():
+                readme = insert(readme, text, begin=begin(name))
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not options.write:
+        print("\n\n".join(texts.values()))
+        return 0
+    beside = options.readme.with_name(options.readme.name + ".new")
+    beside.write_text(readme, encoding="utf-8")
+    beside.replace(options.readme)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
