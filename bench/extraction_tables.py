@@ -105,8 +105,8 @@ def probes(rows: Sequence[Row]) -> str:
     return "\n\n".join(
         [
             "L1 logistic regressions at C = 0.25 until every tag's relative duality gap is at most 1e-6\n"
-            "(`bench/probes.py`, synthetic cells). liblinear fits one tag at a time, on every third; its seconds are of\n"
-            "one tag. GiB: on a GPU of its memory, from a store of the process.",
+            "(`bench/probes.py`, synthetic cells). liblinear fits one tag at a time; its seconds are of one tag.\n"
+            "GiB: on a GPU of its memory, from a store of the process.",
             table(head, lines),
             _origin(found.values()),
         ]
