@@ -6,6 +6,7 @@ Checksums of chunks are looked at by Zarr and by ``fastlstm dump --verify``, not
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +21,10 @@ from fastlstm.states.layout import CHECKSUM_BYTES, EMPTY, Layout, checksum, shar
 
 
 class Shard(NamedTuple):
-    """A file, its bytes mapped, and where in them the chunk of each block and column begins, (blocks, columns)."""
+    """A file, its mapping, its bytes, and where in them the chunk of each block and column begins, (blocks, columns)."""
 
     path: Path
+    mapped: Any
     data: npt.NDArray[np.uint8]
     offset: npt.NDArray[np.int64]
 
@@ -95,10 +97,21 @@ class ShardReader:
                 writeable=False,
             )
             out.reshape(len(out), layout.columns, -1)[...] = rows[first:last]
+            if last - first == layout.block_rows:
+                self._forget(shard, int(offset[0]), layout.columns * step)
             return
         for column in range(layout.columns):
             units = out[:, column * layout.block_units : (column + 1) * layout.block_units]
             units[...] = self._chunk(data, int(offset[column]))[first:last, : units.shape[1]]
+            if last - first == layout.block_rows:
+                self._forget(shard, int(offset[column]), layout.chunk_bytes)
+
+    def _forget(self, shard: Shard, begin: int, length: int) -> None:
+        """Unmap what was read of a whole block: a scan would hold 16 blocks, which count as its memory."""
+        first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        last = (begin + length) // mmap.PAGESIZE * mmap.PAGESIZE
+        if isinstance(shard.mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and last > first:
+            shard.mapped.madvise(mmap.MADV_DONTNEED, first, last - first)
 
     def _chunk(self, data: npt.NDArray[np.uint8], offset: int) -> npt.NDArray[Any]:
         layout = self._layout
@@ -127,4 +140,4 @@ class ShardReader:
         last = len(data) - layout.index_bytes - length
         if (there == EMPTY).any() or (there[..., 1] != length).any() or int(there[..., 0].max()) > last:
             raise InputError(f"{self._path}: a chunk is damaged ({shard_name(shard)}: its index does not fit)")
-        return Shard(path, np.asarray(data), there[..., 0].astype(np.int64))
+        return Shard(path, data.base, np.asarray(data), there[..., 0].astype(np.int64))

@@ -138,6 +138,8 @@ def _factor(matrix: Tensor) -> Tensor:
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if not int(failed):
             return factor
+        if not bool(matrix.isfinite().all()):
+            raise ArithmeticError("a Hessian is not finite: expected cells of at most about 1e15")
         more = max(10 * shift, 1e-9 * float(matrix.diagonal().max()))
         matrix.diagonal().add_(more - shift)
         shift = more

@@ -27,7 +27,6 @@ def newton_point(
     *,
     rows: int,
     seed: int,
-    rounded: bool = False,
 ) -> Tensor:
     """The minimiser (D + 1,) of gradient'(z - w) + (z - w)'H(z - w) / 2 + penalty'|z|, float64.
 
@@ -36,10 +35,9 @@ def newton_point(
         w, gradient, penalty: (D + 1,) float64, the intercept last.
         rows: take about so many of the rows into H.
         seed: of that choice.
-        rounded: H of rows rounded to bfloat16, which is as good where H is not close to singular, and cheaper.
     """
     columns = working_set(w, gradient, penalty)
-    H = hessian(X, *_thin(weights, rows, seed), columns, torch.bfloat16 if rounded else torch.float32)
+    H = hessian(X, *_thin(weights, rows, seed), columns)
     z = torch.zeros_like(w)
     start = w[columns]
     z[columns] = minimise_quadratic(H, gradient[columns] - H @ start, penalty[columns], start)
@@ -68,12 +66,12 @@ def _thin(weights: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return chosen[taken], weights[taken].clamp_min(level)
 
 
-def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products: torch.dtype = torch.float32) -> Tensor:
+def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor) -> Tensor:
     """Sum of w_i x_i x_i' over `rows` (n,) of X for some columns (S,), of which D is the ones: float64 (S, S).
 
-    Factors and sums over a block of rows are of the dtype `products`, sums over blocks float64. Columns are taken from
-    a centre m, as sum w x x' = sum w d d' + m s' + s m' + (sum w) m m' with d = x - m and s = sum w d: a mean that is
-    large beside a column's variation would lose it to rounding.
+    Products are float32, sums over blocks of rows float64. Columns are taken from a centre m, whose part is added in
+    float64: a mean that is large beside a column's variation would lose that to rounding. With d = x - m, s = sum w d:
+    sum w x x' = sum w d d' + m s' + s m' + (sum w) m m'.
     """
     S = len(columns)
     H = torch.zeros(S, S, dtype=torch.float64, device=X.device)
@@ -94,9 +92,11 @@ def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, products:
         block -= centre
         weight = weights[first : first + size]
         s += (weight @ block).double()
-        root = (block * weight[:, None].sqrt()).to(products)
+        block *= weight[:, None].sqrt()
         for left in range(0, S, _COLUMNS):  # the upper triangle, in blocks
-            H[left : left + _COLUMNS, left:] += root[:, left : left + _COLUMNS].T @ root[:, left:]
-    H, m = H.triu() + H.triu(1).T, centre.double()
-    cross = torch.outer(m, s)
-    return H + cross + cross.T + total * torch.outer(m, m)
+            H[left : left + _COLUMNS, left:] += block[:, left : left + _COLUMNS].T @ block[:, left:]
+    H.triu_()
+    H += H.triu(1).T
+    m = centre.double()
+    H.addr_(m, s + total * m)
+    return H.addr_(s, m)

@@ -125,7 +125,7 @@ def add_chunk(sums: Sums, X: Tensor, targets: Tensor, problem: Problem, W: Tenso
         sums.entropy[place, 0] += torch.where(targets, entropy, 0.0).sum(0)
         sums.entropy[place, 1] += torch.where(targets, 0.0, entropy).sum(0)
     sums.positive += torch.where(targets, cost * t, 0.0).sum(0)
-    torch.maximum(sums.largest, X64.abs().amax(0), out=sums.largest)
+    torch.maximum(sums.largest, torch.maximum(X.amax(0), -X.amin(0)).double(), out=sums.largest)
     curvature = cost * t * (1 - t)
     sums.curvature += curvature.sum(0)
     return curvature

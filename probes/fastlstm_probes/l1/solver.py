@@ -5,7 +5,7 @@
    than 3. On a CPU, where products of few columns run at half speed, 1 to 3 took 524 s and 3 alone 256 (122,000 x 2048,
    45 tags, 2 cores).
 3. Proximal Newton steps, tag by tag, each followed by one exact pass for all tags that are left. A step that does not
-   bring the decrease that its model promised is shortened, and the next Hessian is of more rows, in float32.
+   bring the decrease that its model promised is shortened, and the next Hessian is of more rows.
 
 A tag is done, and leaves the passes, once its duality gap is at most `tol` times its objective.
 """
@@ -33,9 +33,6 @@ _ROWS_PER_COLUMN = 16  # of a Newton step's Hessian, at first
 _MORE_ROWS = 4
 _ENOUGH = 1e-4  # of the promised decrease: less is a step too long
 _POOR = 0.35  # less of it is a poor Hessian; a perfect one brings half at the end
-
-# Products of bfloat16 take a quarter of the time of the others' here (2 AVX-512 cores: 380 against 90 to 180 GFLOP/s).
-FAST_BFLOAT16 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 Report = Callable[[int, Tensor], None]  # the passes so far, the gap of every tag
 
@@ -208,7 +205,6 @@ class _Solver:
                     self.penalty,
                     rows=int(rows[tag] * columns),
                     seed=self.seed + self.done,
-                    rounded=FAST_BFLOAT16 and w.device.type == "cpu" and bool(rows[tag] == _ROWS_PER_COLUMN),
                 )
                 target[:, tag], length[tag] = z, 1.0
                 promised[tag] = gradient @ (z - w) + self.penalty @ (z.abs() - w.abs())
