@@ -21,7 +21,7 @@ from fastlstm.states.layout import CHECKSUM_BYTES, EMPTY, Layout, checksum, shar
 
 
 class Shard(NamedTuple):
-    """A file, its mapping, its bytes, and where in them the chunk of each block and column begins, (blocks, columns)."""
+    """A file, its mapping, its bytes, and where in them each block and column begins, (blocks, columns)."""
 
     path: Path
     mapped: Any

@@ -2,7 +2,7 @@
 
 1. On a GPU, of many rows: the minimum on a sample of them is the start.
 2. Rows in a GPU's memory: proximal gradient steps for all tags at once, as long as what is left by them costs less
-   than 3. On a CPU, where products of few columns run at half speed, 1 to 3 took 524 s and 3 alone 256 (122,000 x 2048,
+   than 3. On a CPU, where products of few columns run at half speed, 1 to 3 took 524 s and 3 alone 323 (122,000 x 2048,
    45 tags, 2 cores).
 3. Proximal Newton steps, tag by tag, each followed by one exact pass for all tags that are left. A step that does not
    bring the decrease that its model promised is shortened, and the next Hessian is of more rows.
