@@ -47,13 +47,14 @@ def binary_scores(truth: NDArray[np.bool_], margin: NDArray[np.float64]) -> Bina
     predicted = margin > 0
     precision, recall, _, _ = precision_recall_fscore_support(truth, predicted, average="binary", zero_division=0)
     average_precision = float(average_precision_score(truth, margin)) if truth.any() else None
+    varied = all(0 < answers.sum() < len(answers) for answers in (truth, predicted))
     return BinaryScores(
         accuracy=accuracy(truth, predicted),
         precision=float(precision),
         recall=float(recall),
         average_precision=average_precision,
         roc_auc=float(roc_auc_score(truth, margin)) if truth.any() and not truth.all() else None,
-        mcc=float(matthews_corrcoef(truth, predicted)),
+        mcc=float(matthews_corrcoef(truth, predicted)) if varied else 0.0,
     )
 
 

@@ -60,3 +60,9 @@ def test_histogram_of_a_constant_cell():
     histogram = histogram_by_class(np.full(5, 2.0, np.float32), np.array([True] * 2 + [False] * 3), bins=4)
     assert (sum(histogram.negative), sum(histogram.positive)) == (3, 2)
     assert histogram.edges[0] < 2 < histogram.edges[-1]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("truth", [[False, False, False], [True, True, True], [True, False, True]])
+def test_a_constant_answer_has_no_correlation(truth: list[bool]) -> None:
+    assert binary_scores(np.array(truth), np.array([-1.0, -2.0, -3.0])).mcc == 0
