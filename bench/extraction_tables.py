@@ -16,6 +16,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
 
 from bench.records import RESULTS, Row, load  # noqa: E402
 from bench.tables import NONE, insert, table  # noqa: E402
+from fastlstm.files import write_whole  # noqa: E402
 
 DEVICES = ("cuda", "cpu")
 # What a line says: case, contestant, metric, and how its number is shown.
@@ -139,9 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.write:
         print("\n\n".join(texts.values()))
         return 0
-    beside = options.readme.with_name(options.readme.name + ".new")
-    beside.write_text(readme, encoding="utf-8")
-    beside.replace(options.readme)
+    write_whole(options.readme, readme.encode())
     return 0
 
 

@@ -21,7 +21,7 @@ from fastlstm.states.extraction import Extraction
 from fastlstm.states.gather import joined, write_statistics
 from fastlstm.states.jobs import Claims, Worker
 from fastlstm.states.layout import Layout
-from fastlstm.states.plan import GROUP_VALUES, MAX_GROUPS, group_rows, plan_groups, plan_jobs
+from fastlstm.states.plan import GROUP_VALUES, MAX_GROUPS, PLAN, group_rows, plan_groups, plan_jobs
 from fastlstm.states.progress import Progress
 from fastlstm.states.reader import open_states
 from fastlstm.states.reading import Reading
@@ -288,6 +288,7 @@ def _device(name: str) -> torch.device:
 def _versions(device: torch.device) -> dict[str, str]:
     """What the last bits of a state depend on beside model, text and batch size."""
     versions = {"fastlstm": __version__, "torch": torch.__version__, "zarr": importlib.metadata.version("zarr")}
+    versions["plan"] = PLAN
     return versions if device.type == "cuda" else versions | {"threads": str(torch.get_num_threads())}
 
 

@@ -16,6 +16,8 @@ import numpy as np
 
 from fastlstm.states.text import Integers
 
+PLAN = "2"  # another one whenever groups or batches are cut otherwise: an unfinished store goes on by its own
+
 # Text of a batch for each of its lanes. Where that is little more than the longest document, a few lanes go on to the
 # batch's end by themselves: with 2^13 bytes they took a third of a GPU's time.
 LANE_BYTES = {"cpu": 1 << 14, "cuda": 1 << 15}
