@@ -17,6 +17,7 @@ from fastlstm.states import States
 from fastlstm.states.schema import BLOCK_ROWS
 
 CHUNK_ROWS = BLOCK_ROWS
+_CHUNK_VALUES = 1 << 19  # of narrow matrices, whose passes would else be calls on a few numbers each
 MEMORY_LIMIT = 2 << 30
 _AHEAD = 2
 
@@ -38,10 +39,10 @@ class Rows(Protocol):
 class MatrixRows:
     """A matrix in memory, on any device."""
 
-    def __init__(self, X: Tensor, chunk_rows: int = CHUNK_ROWS) -> None:
+    def __init__(self, X: Tensor) -> None:
         self.X = X
         self.count, self.columns = X.shape
-        self._chunk_rows = chunk_rows
+        self._chunk_rows = max(CHUNK_ROWS, _CHUNK_VALUES // max(self.columns, 1))
 
     @property
     def device(self) -> torch.device:

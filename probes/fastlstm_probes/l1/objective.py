@@ -76,7 +76,7 @@ class Sums:
 
     loss, curvature (sum of c_i t_i (1 - t_i)): (k,). gradient: (D + 1, k), of the loss; the intercept last.
     entropy: (scales, 2, k), sum of c_i h(s t_i) over positives and negatives. positive: (k,), sum of c_i t_i over the
-    positives. largest: (D,), largest |x_ij|. All float64.
+    positives. largest: (D,), largest |x_ij| where the intercept is free, else 0: only then `dual` needs it. All float64.
     """
 
     loss: Tensor
@@ -125,7 +125,8 @@ def add_chunk(sums: Sums, X: Tensor, targets: Tensor, problem: Problem, W: Tenso
         sums.entropy[place, 0] += torch.where(targets, entropy, 0.0).sum(0)
         sums.entropy[place, 1] += torch.where(targets, 0.0, entropy).sum(0)
     sums.positive += torch.where(targets, cost * t, 0.0).sum(0)
-    torch.maximum(sums.largest, torch.maximum(X.amax(0), -X.amin(0)).double(), out=sums.largest)
+    if problem.intercept and not problem.penalise_intercept:
+        torch.maximum(sums.largest, torch.maximum(X.amax(0), -X.amin(0)).double(), out=sums.largest)
     curvature = cost * t * (1 - t)
     sums.curvature += curvature.sum(0)
     return curvature
