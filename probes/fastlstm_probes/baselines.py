@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastlstm.states import States
-from fastlstm_probes.classifiers import Classifier, Part, named_class
+from fastlstm_probes.classifiers import Part, named_class
 from fastlstm_probes.control_fits import ControlFits
 from fastlstm_probes.l1 import L1Fit
 from fastlstm_probes.metrics import accuracy, wilson
@@ -135,14 +135,14 @@ def random_cells_scores(
     codes = [one for one in full if 0 < (train.code == one).sum() < train.code.size]
     if not codes:
         return []
+    targets, like = train.code[:, None] == np.array(codes), [full[one] for one in codes]
     accuracies = np.zeros((RANDOM_DRAWS, len(top)))
     for draw in tqdm(range(RANDOM_DRAWS), desc="random cells", unit="draw", disable=not fits.progress):
         rng = np.random.default_rng((fits.seed, draw))
-        order = {one: rng.permutation(cells) for one in codes}
+        order = [rng.permutation(cells) for _ in codes]
+        chosen = None
         for place, k in enumerate(top):
-            chosen: list[Classifier] = [
-                fits.refit("random cells", train.X, train.code == one, order[one][:k], k, full[one]) for one in codes
-            ]
+            chosen = fits.refit("random cells", train.X, targets, [one[:k] for one in order], k, like, chosen)
             accuracies[draw, place] = accuracy(test.code, named_class(codes, chosen, test.X))
     scores = []
     for place, k in enumerate(top):

@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
-from fastlstm_probes.l1 import L1Fit, fit_l1
+from fastlstm_probes.l1 import L1Fit, Solver, fit_few, fit_l1
+from fastlstm_probes.l1.fit import TOL
 from fastlstm_probes.single_cells import Codes
 
 
@@ -43,6 +45,11 @@ class Classifier:
     def margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         return self.fit.margin(X[:, self.columns])
 
+    def weights_on(self, columns: NDArray[np.intp]) -> NDArray[np.float64]:
+        """Its weights on other columns (k,), 0 where it has none, and the intercept: (k + 1,)."""
+        own = dict(zip(self.columns.tolist(), self.fit.weights.tolist(), strict=True))
+        return np.array([*(own.get(one, 0.0) for one in columns.tolist()), self.fit.intercept])
+
     def normalised_margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         return self.fit.normalised_margin(X[:, self.columns])
 
@@ -62,17 +69,72 @@ class TagFits:
 
 
 def refit(
-    X: NDArray[np.float32], y: NDArray[np.bool_], columns: NDArray[np.intp], k: int, like: L1Fit, **settings: Any
-) -> Classifier:
-    """The classifier of y (n,) on these columns of X (n, U), C and intercept (where there are no columns) as in `like`.
+    X: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    columns: Sequence[NDArray[np.intp]],
+    k: int,
+    like: Sequence[L1Fit],
+    before: Sequence[Classifier] | None = None,
+    *,
+    seed: int,
+    max_iter: int,
+    tol: float = TOL,
+    solver: Solver = "joint",
+    device: str | None = None,
+) -> list[Classifier]:
+    """The classifier of each column of targets (n, K) on columns of X (n, U) of its own, with the C of its `like`.
 
-    settings: those of `fit_tags`.
+    Where it has no columns its intercept is that of `like`. The joint solver, to a gap of `tol`, begins from the
+    classifiers `before`, which may be on other columns.
     """
-    if columns.size:
-        fit = fit_l1(np.ascontiguousarray(X[:, columns]), y, C=like.C, **settings)
-    else:
-        fit = L1Fit(np.zeros(0), like.intercept, like.C, 0, like.converged, like.iterations, like.gap)
-    return Classifier(str(k), columns, fit)
+    chosen = [place for place, of_tag in enumerate(columns) if of_tag.size]
+    fits: list[L1Fit] = []
+    if solver != "joint":
+        settings: dict[str, Any] = {"seed": seed, "max_iter": max_iter, "solver": solver}
+        for place in chosen:
+            some = np.ascontiguousarray(X[:, columns[place]])
+            fits.append(fit_l1(some, targets[:, place], C=like[place].C, **settings))
+    elif chosen:
+        fits = fit_few(
+            X,
+            targets[:, chosen],
+            [columns[place] for place in chosen],
+            C=[like[place].C for place in chosen],
+            tol=tol,
+            max_iter=max_iter,
+            device=device,
+            start=None if before is None else [before[place].weights_on(columns[place]) for place in chosen],
+        )
+    of_place = dict(zip(chosen, fits, strict=True))
+    return [
+        Classifier(
+            str(k),
+            columns[place],
+            of_place.get(place) or L1Fit(np.zeros(0), one.intercept, one.C, 0, one.converged, one.iterations, one.gap),
+        )
+        for place, one in enumerate(like)
+    ]
+
+
+def refit_top(
+    X: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    full: Sequence[L1Fit],
+    top: Sequence[int],
+    *,
+    name: str,
+    progress: bool,
+    **settings: Any,
+) -> list[tuple[Classifier, ...]]:
+    """For each column of targets, and each k of `top`, the classifier on the k cells of the largest weights in `full`.
+
+    settings: those of `refit`.
+    """
+    by_k: list[list[Classifier]] = []
+    for k in tqdm(top, desc=f"{name}: fewer cells", unit="k", disable=not progress):
+        before = by_k[-1] if by_k else None
+        by_k.append(refit(X, targets, [fit.top(k) for fit in full], k, full, before, **settings))
+    return list(zip(*by_k, strict=True)) if by_k else [()] * len(full)
 
 
 def named_class(

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fastlstm.states import States
-from fastlstm_probes.classifiers import Classifier, Part, TagFits, refit
+from fastlstm_probes.classifiers import Classifier, Part, TagFits, refit, refit_top
 from fastlstm_probes.l1 import MAX_ITER, L1Fit, fit_tags
 from fastlstm_probes.l1.stored import stored_fits
 from fastlstm_probes.single_cells import Codes
@@ -104,24 +103,40 @@ class ControlFits:
     ) -> list[TagFits]:
         """`fit`, and each class again on the k cells of its largest weights for k of `top`."""
         fits = self.fit(name, X, code, strength, start=start)
-        return [
-            TagFits(
-                self.classes[one],
-                one,
-                full,
-                tuple(self.refit(name, X, code == one, full.top(k), k, full) for k in top),
-            )
-            for one, full in tqdm(fits.items(), desc=f"{name}: fewer cells", unit="tag", disable=not self.progress)
+        targets = code[:, None] == np.array(list(fits))
+        full = list(fits.values())
+        if len(full) == 1:  # a constant classifier has no cells to choose from
+            blank = np.empty(0, dtype=np.intp)
+            tops = [tuple(Classifier(str(k), blank, full[0]) for k in top)]
+        else:
+            tops = refit_top(X, targets, full, top, name=name, progress=self.progress, **self._settings())
+        found = [
+            TagFits(self.classes[one], one, fit, of_tag) for (one, fit), of_tag in zip(fits.items(), tops, strict=True)
         ]
+        self._note(name, [one for fit in found for one in fit.top])
+        return found
 
     def refit(
-        self, name: str, X: NDArray[np.float32], y: NDArray[np.bool_], columns: NDArray[np.intp], k: int, like: L1Fit
-    ) -> Classifier:
-        """The classifier of y (n,) on these columns of X (n, U)."""
-        one = refit(X, y, columns, k, like, seed=self.seed, max_iter=self.max_iter, tol=CONTROL_TOL)
-        if not one.fit.converged and columns.size:
-            self.made.append((f"{name} k={k}", one.fit))
-        return one
+        self,
+        name: str,
+        X: NDArray[np.float32],
+        targets: NDArray[np.bool_],
+        columns: Sequence[NDArray[np.intp]],
+        k: int,
+        like: Sequence[L1Fit],
+        before: Sequence[Classifier] | None = None,
+    ) -> list[Classifier]:
+        """The classifiers of targets (n, K) on columns of X (n, U) of their own; see `refit`."""
+        found = refit(X, targets, columns, k, like, before, **self._settings())
+        self._note(name, found)
+        return found
+
+    def _settings(self) -> dict[str, Any]:
+        return {"seed": self.seed, "max_iter": self.max_iter, "tol": CONTROL_TOL, "device": self.device}
+
+    def _note(self, name: str, made: Sequence[Classifier]) -> None:
+        """Those that did not converge, for the warning."""
+        self.made += [(f"{name} k={one.k}", one.fit) for one in made if one.columns.size and not one.fit.converged]
 
 
 def _digest(*arrays: NDArray[Any]) -> str:

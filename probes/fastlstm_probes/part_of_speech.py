@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
-from tqdm import tqdm
 
 from fastlstm.errors import InputError
 from fastlstm.states import States
@@ -32,7 +31,7 @@ from fastlstm_probes.baselines import (
     majority_score,
     score_of,
 )
-from fastlstm_probes.classifiers import Classifier, Part, TagFits, predict, refit
+from fastlstm_probes.classifiers import Classifier, Part, TagFits, predict, refit_top
 from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
 from fastlstm_probes.control_fits import ControlFits
 from fastlstm_probes.controls import CONTROLS, check_controls
@@ -262,30 +261,33 @@ def _fit_tags(store: States, X: Cells, rows: Rows, C: float | None, settings: _S
             "device": settings.device,
         }
         sweep.append(stored_fits(settings.partial_fits, key, make))
-    fits: list[TagFits] = []
-    for place, code in enumerate(tqdm(codes, desc=f"{name}: fewer cells", unit="tag", disable=not settings.progress)):
+    full: list[L1Fit] = []
+    others: list[tuple[L1Fit, ...]] = []
+    for place, code in enumerate(codes):
         of_tag = [one[place] for one in sweep]
-        full, others = of_tag[0], of_tag[1:]
+        strength = of_tag[0].C
         if C is None:
             truth = rows.code["valid"] == code
             right = [accuracy(truth, fit.margin(X["valid"]) > 0) for fit in of_tag]
-            best = best_strength(SWEEP_STRENGTHS, right)
-            full, others = next(f for f in of_tag if best == f.C), [f for f in of_tag if best != f.C]
-        top = [
-            refit(
-                X["train"],
-                targets[:, place],
-                full.top(k),
-                k,
-                full,
-                seed=settings.seed,
-                max_iter=settings.max_iter,
-                solver=settings.solver,
-            )
-            for k in settings.top
-        ]
-        fits.append(TagFits(rows.classes[code], code, full, tuple(top), tuple(others)))
-    return fits
+            strength = best_strength(SWEEP_STRENGTHS, right)
+        full.append(next(fit for fit in of_tag if strength == fit.C))
+        others.append(tuple(fit for fit in of_tag if strength != fit.C))
+    tops = refit_top(
+        X["train"],
+        targets,
+        full,
+        settings.top,
+        name=name,
+        progress=settings.progress,
+        seed=settings.seed,
+        max_iter=settings.max_iter,
+        solver=settings.solver,
+        device=settings.device,
+    )
+    return [
+        TagFits(rows.classes[code], code, best, top, rest)
+        for code, best, top, rest in zip(codes, full, tops, others, strict=True)
+    ]
 
 
 def _best_cells(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from tqdm import tqdm
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from fastlstm.errors import InputError
 from fastlstm_probes.l1.chunks import StoreRows
 from fastlstm_probes.l1.estimator import L1LogisticOvR, Solver
+from fastlstm_probes.l1.few import solve_few
 from fastlstm_probes.metrics import accuracy
 
 TOL = 1e-6  # relative duality gap; of liblinear its own measure, with the default of the published runs below
@@ -88,10 +90,7 @@ def fit_tags(
     Raises:
         InputError: a tag that all rows have, or none.
     """
-    for column in range(targets.shape[1]):
-        if targets[:, column].all() or not targets[:, column].any():
-            classes = np.unique(targets[:, column]).astype(int).tolist()
-            raise InputError(f"y: expected both classes 0 and 1 in every column, got {classes} in column {column}")
+    _check_classes(targets)
     if tol is None:
         tol = LIBLINEAR_TOL if solver == "liblinear" else TOL
     model = L1LogisticOvR(
@@ -114,6 +113,54 @@ def fit_tags(
         )
         for k in range(targets.shape[1])
     ]
+
+
+def fit_few(
+    X: NDArray[np.float32],
+    targets: NDArray[np.bool_],
+    columns: Sequence[NDArray[np.intp]],
+    *,
+    C: Sequence[float],
+    tol: float = TOL,
+    max_iter: int = MAX_ITER,
+    device: str | None = None,
+    start: Sequence[NDArray[np.float64]] | None = None,
+) -> list[L1Fit]:
+    """Fit every column of targets (n, K) to columns of X (n, U) of its own, at least one each, with a C of its own.
+
+    The problems are those of `fit_tags`, all of them solved at once; weights are those of the problem's own columns.
+    start: of each its weights and intercept to begin from.
+
+    Raises:
+        InputError: a tag that all rows have, or none.
+    """
+    _check_classes(targets)
+    rows, labels = torch.from_numpy(X), torch.from_numpy(targets)
+    if device is not None:
+        rows, labels = rows.to(device), labels.to(device)
+    solved = solve_few(rows, labels, columns, C, tol=tol, max_passes=max_iter, start=start)
+    found = []
+    for strength, solution in zip(C, solved, strict=True):
+        weights, gap = solution.W[:-1, 0].cpu().numpy(), float(solution.gap)
+        found.append(
+            L1Fit(
+                weights=weights,
+                intercept=float(solution.W[-1, 0]),
+                C=strength,
+                nonzero=int(np.count_nonzero(weights)),
+                converged=gap <= tol,
+                iterations=int(solution.passes),
+                gap=gap,
+            )
+        )
+    return found
+
+
+def _check_classes(targets: NDArray[np.bool_]) -> None:
+    for column in range(targets.shape[1]):
+        if targets[:, column].all() or not targets[:, column].any():
+            classes = np.unique(targets[:, column]).astype(int).tolist()
+            raise InputError(f"y: expected both classes 0 and 1 in every column, got {classes} in column {column}")
 
 
 def fit_l1(X: NDArray[np.float32], y: NDArray[Any], *, C: float, seed: int, **settings: Any) -> L1Fit:

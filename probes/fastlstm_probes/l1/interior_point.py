@@ -41,6 +41,40 @@ def minimise_quadratic(H: Tensor, c: Tensor, l1: Tensor, start: Tensor) -> Tenso
     return found * scale
 
 
+def minimise_quadratics(H: Tensor, c: Tensor, l1: Tensor, start: Tensor) -> Tensor:
+    """`minimise_quadratic` of many small problems at once: H (P, S, S), c and start (P, S), l1 (S,); z (P, S).
+
+    A column of zeros in H gets z = 0. Signs are corrected for all problems together; those that do not settle are
+    solved one by one.
+    """
+    z, settled = torch.zeros_like(c), torch.zeros(len(c), dtype=torch.bool, device=c.device)
+    diagonal = H.diagonal(dim1=1, dim2=2)
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    scaled = H * scale[:, :, None] * scale[:, None, :]
+    eye = torch.eye(c.shape[1], dtype=c.dtype, device=c.device)
+    scaled += _DAMPING * eye
+    shift = c * scale - _DAMPING * start / scale
+    bound, free = l1 * scale, l1 == 0
+    signs = torch.sign(start)
+    for _ in range(_TRIES):
+        on = (signs != 0) | free
+        factor, failed = torch.linalg.cholesky_ex(torch.where(on[:, :, None] & on[:, None, :], scaled, eye))
+        at = torch.cholesky_solve(torch.where(on, -(shift + bound * signs), 0.0)[:, :, None], factor)[..., 0]
+        slope = (scaled @ at[:, :, None])[..., 0] + shift
+        wrong = (at * signs < 0) & ~free
+        missed = (signs == 0) & ~free & (slope.abs() > bound * (1 + 1e-9))
+        fine = ~(wrong | missed).any(1) & (failed == 0) & ~settled
+        z[fine] = (at * scale)[fine]
+        settled |= fine
+        if bool(settled.all()):
+            break
+        signs = torch.where(wrong, 0.0, torch.where(missed, -torch.sign(slope), torch.sign(signs)))
+    for one in torch.nonzero(~settled)[:, 0].tolist():
+        there = diagonal[one] > 0
+        z[one, there] = minimise_quadratic(H[one][there][:, there], c[one, there], l1[there], start[one, there])
+    return z
+
+
 def _from_signs(H: Tensor, c: Tensor, l1: Tensor, signs: Tensor, *, last: bool = False) -> tuple[Tensor | None, Tensor]:
     """Solve for the coordinates of the given signs and correct the signs by what comes out (a primal-dual active set).
 

@@ -16,6 +16,7 @@ from fastlstm_probes.l1.interior_point import minimise_quadratic
 _ROWS = {"cpu": 2048, "cuda": 8192}  # of a product
 _COLUMNS = 512
 _SMALLEST_SET = 256
+_ENOUGH = 1e-4  # of the promised decrease: less is a step too long
 
 
 def newton_point(
@@ -42,6 +43,18 @@ def newton_point(
     start = w[columns]
     z[columns] = minimise_quadratic(H, gradient[columns] - H @ start, penalty[columns], start)
     return z
+
+
+def is_enough(gained: Tensor, length: Tensor, promised: Tensor, objective: Tensor) -> Tensor:
+    """Whether steps of this length gained enough of what the whole ones promised; `objective`: after them."""
+    rounding = 1e-13 * objective.abs()
+    return gained >= -_ENOUGH * length * promised - rounding
+
+
+def shortened(length: Tensor, promised: Tensor, gained: Tensor) -> Tensor:
+    """Of a step too long: to the minimum of the parabola through what is known, a tenth to a half of it."""
+    shorter = promised * length / (2 * (gained / length + promised))
+    return torch.minimum(torch.maximum(shorter, 0.1 * length), 0.5 * length)
 
 
 def working_set(w: Tensor, gradient: Tensor, penalty: Tensor) -> Tensor:

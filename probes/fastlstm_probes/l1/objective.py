@@ -75,8 +75,8 @@ class Sums:
     """Sums over rows at one point of each of k tags; sums of parts are the sums of the whole.
 
     loss, curvature (sum of c_i t_i (1 - t_i)): (k,). gradient: (D + 1, k), of the loss; the intercept last.
-    entropy: (scales, 2, k), sum of c_i h(s t_i) over positives and negatives. positive: (k,), sum of c_i t_i over the
-    positives. largest: (D,), largest |x_ij| where the intercept is free, else 0: only then `dual` needs it. All float64.
+    entropy: (scales, 2, k), sum of c_i h(s t_i) over positives and negatives. Where the intercept is free, else 0:
+    positive: (k,), sum of c_i t_i over the positives; largest: (D,), largest |x_ij|. All float64.
     """
 
     loss: Tensor
@@ -106,30 +106,51 @@ class Sums:
 def add_chunk(sums: Sums, X: Tensor, targets: Tensor, problem: Problem, W: Tensor, active: Tensor) -> Tensor:
     """Add one chunk X (n, D) with targets (n, k) at the points W (D + 1, k); its curvatures (n, k) come back."""
     X64 = X.double()
-    margin = X64 @ W[:-1] + W[-1]
+    slope, curvature = add_losses(sums, X64 @ W[:-1] + W[-1], targets, problem, active)
+    sums.gradient[:-1] += X64.T @ slope
+    if problem.intercept:
+        sums.gradient[-1] += slope.sum(0)
+    if problem.intercept and not problem.penalise_intercept:
+        torch.maximum(sums.largest, torch.maximum(X.amax(0), -X.amin(0)).double(), out=sums.largest)
+    return curvature
+
+
+def add_losses(
+    sums: Sums, margin: Tensor, targets: Tensor, problem: Problem, active: Tensor, certified: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add what rows with these margins (n, k) and targets (n, k) have besides the gradient.
+
+    certified: numbers of the tags that get entropies, None: all. Without them `dual` is 0, which is a bound too, and
+    the sums take half the time. Slopes and curvatures (n, k) come back: derivatives of the loss by the margin.
+    """
     against = torch.where(targets, -margin, margin)
     cost = torch.where(targets, problem.cost_positive[active], problem.cost_negative[active])
     t = torch.sigmoid(against)
     loss = softplus(against)
-    slope = cost * torch.where(targets, -t, t)
     sums.loss += (cost * loss).sum(0)
-    sums.gradient[:-1] += X64.T @ slope
-    if problem.intercept:
-        sums.gradient[-1] += slope.sum(0)
+    if problem.intercept and not problem.penalise_intercept:
+        sums.positive += torch.where(targets, cost * t, 0.0).sum(0)
+    slope, curvature = cost * torch.where(targets, -t, t), cost * t * (1 - t)
+    sums.curvature += curvature.sum(0)
+    if certified is None:
+        _add_entropies(sums, slice(None), against, targets, cost, t, loss)
+    elif len(certified):
+        parts = (one[:, certified] for one in (against, targets, cost, t, loss))
+        _add_entropies(sums, certified, *parts)
+    return slope, curvature
+
+
+def _add_entropies(
+    sums: Sums, tags: slice | Tensor, against: Tensor, targets: Tensor, cost: Tensor, t: Tensor, loss: Tensor
+) -> None:
     log_t = -softplus(-against)
     for place, scale in enumerate(SCALES):
         scaled = scale * t
         # At scale 1, log(1 - t) is minus the loss, exactly, also where 1 - t rounds to 0.
         log_rest = -loss if scale == 1 else torch.log1p(-scaled)
         entropy = -cost * (scaled * (math.log(scale) + log_t) + (1 - scaled) * log_rest)
-        sums.entropy[place, 0] += torch.where(targets, entropy, 0.0).sum(0)
-        sums.entropy[place, 1] += torch.where(targets, 0.0, entropy).sum(0)
-    sums.positive += torch.where(targets, cost * t, 0.0).sum(0)
-    if problem.intercept and not problem.penalise_intercept:
-        torch.maximum(sums.largest, torch.maximum(X.amax(0), -X.amin(0)).double(), out=sums.largest)
-    curvature = cost * t * (1 - t)
-    sums.curvature += curvature.sum(0)
-    return curvature
+        sums.entropy[place, 0, tags] += torch.where(targets, entropy, 0.0).sum(0)
+        sums.entropy[place, 1, tags] += torch.where(targets, 0.0, entropy).sum(0)
 
 
 def primal(sums: Sums, W: Tensor, problem: Problem) -> Tensor:

@@ -19,7 +19,7 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from fastlstm_probes.l1.newton import newton_point
+from fastlstm_probes.l1.newton import is_enough, newton_point, shortened
 from fastlstm_probes.l1.objective import Sums, dual, primal
 from fastlstm_probes.l1.passes import Draw, Passes, Sample
 from fastlstm_probes.l1.proximal_gradient import FLOAT32_GAP, ProximalGradient
@@ -31,7 +31,6 @@ _FIRST_TURNS = 3  # certificates before the rate at which the gap falls is belie
 _NEWTON_STEPS = 6  # what a Newton finish is taken to need, of as many products per row as columns squared
 _ROWS_PER_COLUMN = 16  # of a Newton step's Hessian, at first
 _MORE_ROWS = 4
-_ENOUGH = 1e-4  # of the promised decrease: less is a step too long
 _POOR = 0.35  # less of it is a poor Hessian; a perfect one brings half at the end
 
 Report = Callable[[int, Tensor], None]  # the passes so far, the gap of every tag
@@ -180,15 +179,10 @@ class _Solver:
             sums, objective, sample = self._evaluate(candidate, draw=True)
             assert sample is not None
             gained = self.objective[active] - objective
-            rounding = 1e-13 * objective.abs()
-            accepted = gained >= -_ENOUGH * length[active] * promised[active] - rounding
-            ok = active[accepted]
+            accepted = is_enough(gained, length[active], promised[active], objective)
+            ok, bad = active[accepted], active[~accepted]
             rows[active[~accepted | (gained < -_POOR * promised[active])]] *= _MORE_ROWS
-            # Too long a step: to the minimum of the parabola through what is known, at least a tenth of it.
-            bad = active[~accepted]
-            slope, rise = promised[bad], -gained[~accepted]
-            shorter = -slope * length[bad] / (2 * (rise / length[bad] - slope))
-            length[bad] = torch.minimum(torch.maximum(shorter, 0.1 * length[bad]), 0.5 * length[bad])
+            length[bad] = shortened(length[bad], promised[bad], gained[~accepted])
             self._accept(ok, candidate[:, accepted], objective[accepted], sums.gradient[:, accepted])
             before = self.active
             stays = self._drop_done()
