@@ -8,14 +8,14 @@ more frequent in train wins, so classifiers without weights name the majority.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from fastlstm_probes.l1 import L1Fit, Solver, fit_few, fit_l1
+from fastlstm_probes.l1 import L1Fit, Solver, fit_few, fit_l1, margins
 from fastlstm_probes.l1.fit import TOL
 from fastlstm_probes.single_cells import Codes
 
@@ -42,16 +42,16 @@ class Classifier:
     columns: NDArray[np.intp]
     fit: L1Fit
 
-    def margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        return self.fit.margin(X[:, self.columns])
-
     def weights_on(self, columns: NDArray[np.intp]) -> NDArray[np.float64]:
         """Its weights on other columns (k,), 0 where it has none, and the intercept: (k + 1,)."""
         own = dict(zip(self.columns.tolist(), self.fit.weights.tolist(), strict=True))
         return np.array([*(own.get(one, 0.0) for one in columns.tolist()), self.fit.intercept])
 
-    def normalised_margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        return self.fit.normalised_margin(X[:, self.columns])
+    def on_all(self, cells: int) -> L1Fit:
+        """The same fit with a weight for every one of the cells, 0 for those that it has not."""
+        weights = np.zeros(cells)
+        weights[self.columns] = self.fit.weights
+        return replace(self.fit, weights=weights)
 
 
 @dataclass(frozen=True)
@@ -137,15 +137,26 @@ def refit_top(
     return list(zip(*by_k, strict=True)) if by_k else [()] * len(full)
 
 
+def margins_of(
+    classifiers: Sequence[Classifier], X: NDArray[np.float32], *, normalised: bool = False
+) -> NDArray[np.float64]:
+    """`margins` of classifiers on columns of X (n, U) of their own: (n, K)."""
+    return margins([one.on_all(X.shape[1]) for one in classifiers], X, normalised=normalised)
+
+
 def named_class(
     codes: Sequence[int], classifiers: Sequence[Classifier], X: NDArray[np.float32], rule: str = "norm"
 ) -> Codes:
     """Each row's class (n,): of the largest normalised margin, or ("probability") of the largest predict_proba."""
-    margins = [one.normalised_margin(X) if rule == "norm" else one.margin(X) for one in classifiers]
-    return np.asarray(np.array(codes, dtype=np.int16)[np.stack(margins, axis=1).argmax(axis=1)])
+    found = margins_of(classifiers, X, normalised=rule == "norm")
+    return np.asarray(np.array(codes, dtype=np.int16)[found.argmax(axis=1)])
+
+
+def on_cells(fits: Sequence[TagFits], k: str) -> list[Classifier]:
+    """Of each class its classifier on k cells, a number or "all"."""
+    return [next(one for one in fit.classifiers() if one.k == k) for fit in fits]
 
 
 def predict(fits: Sequence[TagFits], k: str, X: NDArray[np.float32], rule: str = "norm") -> Codes:
     """`named_class` of the classifiers on k cells."""
-    chosen = [next(one for one in fit.classifiers() if one.k == k) for fit in fits]
-    return named_class([fit.code for fit in fits], chosen, X, rule)
+    return named_class([fit.code for fit in fits], on_cells(fits, k), X, rule)

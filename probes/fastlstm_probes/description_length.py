@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastlstm_probes.classifiers import Part
 from fastlstm_probes.control_fits import ControlFits
-from fastlstm_probes.l1 import L1Fit
+from fastlstm_probes.l1 import L1Fit, margins
 from fastlstm_probes.results import DescriptionLength
 from fastlstm_probes.single_cells import Codes
 
@@ -73,9 +73,9 @@ def probabilities(
 ) -> NDArray[np.float64]:
     """Of each row (n,) and class (K,): one-vs-rest probabilities over their sum; 0 for a class without a classifier."""
     share = np.zeros((len(X), len(codes)))
-    for place, code in enumerate(np.asarray(codes).tolist()):
-        if code in fits:
-            share[:, place] = 1 / (1 + np.exp(-np.clip(fits[code].margin(X), -700, 700)))
+    there = [place for place, code in enumerate(np.asarray(codes).tolist()) if code in fits]
+    margin = margins([fits[int(codes[place])] for place in there], X)
+    share[:, there] = 1 / (1 + np.exp(-np.clip(margin, -700, 700)))
     total = share.sum(axis=1, keepdims=True)
     return np.asarray(share / total)
 

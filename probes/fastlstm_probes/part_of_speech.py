@@ -31,11 +31,11 @@ from fastlstm_probes.baselines import (
     majority_score,
     score_of,
 )
-from fastlstm_probes.classifiers import Classifier, Part, TagFits, predict, refit_top
+from fastlstm_probes.classifiers import Part, TagFits, margins_of, on_cells, predict, refit_top
 from fastlstm_probes.concepts.penn import OTHER, SPACE, group_tag
 from fastlstm_probes.control_fits import ControlFits
 from fastlstm_probes.controls import CONTROLS, check_controls
-from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_tags, warn_unconverged
+from fastlstm_probes.l1 import MAX_ITER, L1Fit, Solver, best_strength, fit_tags, margins, warn_unconverged
 from fastlstm_probes.l1.stored import stored_fits
 from fastlstm_probes.metrics import (
     accuracy,
@@ -146,6 +146,7 @@ def fit_part_of_speech(
             if k in ("all", *map(str, top)):
                 baselines.append(score_of(name, rows, {"test": predict(fits_0, k, X_0["test"])}, "normalised margins"))
     warn_unconverged(named_fits, max_iter)
+    by_k = [_tag_scores(fits, rows, X, k) for k in ("all", *map(str, top))]
     return PartOfSpeechResult(
         provenance=provenance_of(
             store,
@@ -170,9 +171,9 @@ def fit_part_of_speech(
         description_length=found.description_length,
         positions=found.positions,
         tags=[
-            _tag_row(fit, rows, X, store.units, cell, cell_0, p_value, rate, stable)
-            for fit, cell, cell_0, p_value, rate, stable in zip(
-                fits, best, untrained_best, found.p, found.q, found.stability, strict=True
+            _tag_row(fit, rows, X, store.units, cell, cell_0, p_value, rate, stable, list(scores))
+            for fit, cell, cell_0, p_value, rate, stable, scores in zip(
+                fits, best, untrained_best, found.p, found.q, found.stability, zip(*by_k, strict=True), strict=True
             )
         ],
         units=store.units.tolist(),
@@ -263,12 +264,13 @@ def _fit_tags(store: States, X: Cells, rows: Rows, C: float | None, settings: _S
         sweep.append(stored_fits(settings.partial_fits, key, make))
     full: list[L1Fit] = []
     others: list[tuple[L1Fit, ...]] = []
+    said_yes = [margins(one, X["valid"]) > 0 for one in sweep] if C is None else []
     for place, code in enumerate(codes):
         of_tag = [one[place] for one in sweep]
         strength = of_tag[0].C
         if C is None:
             truth = rows.code["valid"] == code
-            right = [accuracy(truth, fit.margin(X["valid"]) > 0) for fit in of_tag]
+            right = [accuracy(truth, yes[:, place]) for yes in said_yes]
             strength = best_strength(SWEEP_STRENGTHS, right)
         full.append(next(fit for fit in of_tag if strength == fit.C))
         others.append(tuple(fit for fit in of_tag if strength != fit.C))
@@ -318,12 +320,38 @@ def _overall(
     return KResult(k, accuracy(code, predicted), precision, recall, rule, low, high)
 
 
-def _tuned_f1(classifier: Classifier, X: Cells, positive: dict[str, NDArray[np.bool_]]) -> float | None:
-    """F1 on test at the threshold of the best F1 on the validation rows; None without validation or test rows."""
-    if "valid" not in X or not positive["valid"].any() or not positive["test"].any():
+def _tag_scores(fits: list[TagFits], rows: Rows, X: Cells, k: str) -> list[TagScore]:
+    """Of every class's classifier on k cells."""
+    margin = {part: margins_of(on_cells(fits, k), X[part]) for part in ("valid", "test") if part in X}
+    found = []
+    for place, fit in enumerate(fits):
+        of_tag = {part: (rows.code[part] == fit.code, values[:, place]) for part, values in margin.items()}
+        scores = binary_scores(*of_tag["test"])
+        found.append(
+            TagScore(
+                k=k,
+                accuracy=scores.accuracy,
+                precision=scores.precision,
+                recall=scores.recall,
+                average_precision=scores.average_precision,
+                roc_auc=scores.roc_auc,
+                mcc=scores.mcc,
+                tuned_f1=_tuned_f1(*of_tag["valid"], *of_tag["test"]) if "valid" in of_tag else None,
+            )
+        )
+    return found
+
+
+def _tuned_f1(
+    valid: NDArray[np.bool_],
+    valid_margin: NDArray[np.float64],
+    test: NDArray[np.bool_],
+    test_margin: NDArray[np.float64],
+) -> float | None:
+    """F1 on test at the threshold of the best F1 on the validation rows; None if either lacks the class."""
+    if not valid.any() or not test.any():
         return None
-    threshold = best_f1_threshold(classifier.margin(X["valid"]), positive["valid"])
-    return float(f1_score(positive["test"], classifier.margin(X["test"]) > threshold, zero_division=0))
+    return float(f1_score(test, test_margin > best_f1_threshold(valid_margin, valid), zero_division=0))
 
 
 def _tag_row(
@@ -336,24 +364,10 @@ def _tag_row(
     p: float | None,
     q: float | None,
     stable: Stability | None,
+    by_k: list[TagScore],
 ) -> TagRow:
     positive = {part: rows.code[part] == fits.code for part in NAMES}
     count = sum(int(of_part.sum()) for of_part in positive.values())
-    by_k = []
-    for classifier in fits.classifiers():
-        scores = binary_scores(positive["test"], classifier.margin(X["test"]))
-        by_k.append(
-            TagScore(
-                k=classifier.k,
-                accuracy=scores.accuracy,
-                precision=scores.precision,
-                recall=scores.recall,
-                average_precision=scores.average_precision,
-                roc_auc=scores.roc_auc,
-                mcc=scores.mcc,
-                tuned_f1=_tuned_f1(classifier, X, positive),
-            )
-        )
     top = fits.full.top(3)
     shown = X["train"][:, int(np.flatnonzero(units == best.unit)[0])]
     return TagRow(

@@ -9,7 +9,7 @@ import pytest
 from sklearn.exceptions import ConvergenceWarning
 
 from fastlstm.errors import InputError
-from fastlstm_probes.l1 import L1Fit, best_strength, fit_l1, sweep_l1, warn_unconverged
+from fastlstm_probes.l1 import L1Fit, best_strength, fit_l1, margins, sweep_l1, warn_unconverged
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,23 @@ def test_margin_is_the_decision_function(data):
     expected = X.astype(np.float64) @ fit.weights + fit.intercept
     # The same sum over fewer columns, in another order.
     np.testing.assert_allclose(fit.margin(X), expected, rtol=0, atol=1e-12 * np.abs(expected).max())
-    np.testing.assert_array_equal(fit.normalised_margin(X), fit.margin(X) / np.linalg.norm(fit.weights))
+    normalised = margins([fit], X, normalised=True)[:, 0]
+    np.testing.assert_allclose(normalised, fit.margin(X) / np.linalg.norm(fit.weights), rtol=1e-14)
+
+
+def test_margins_of_many_fits_are_those_of_each(data, monkeypatch):
+    X, y = data
+    fits = [fit_l1(X, y, C=0.1, seed=0), L1Fit(np.zeros(12), -2.0, 0.1, 0, True, 1, 0.0), fit_l1(X, ~y, C=1.0, seed=0)]
+    monkeypatch.setattr("fastlstm_probes.l1.fit._MARGIN_ROWS", 7)
+    together = margins(fits, X)
+    for place, fit in enumerate(fits):
+        np.testing.assert_allclose(together[:, place], X.astype(float) @ fit.weights + fit.intercept, atol=1e-12)
 
 
 @pytest.mark.parametrize(("intercept", "limit"), [(-0.5, -np.inf), (0.0, -np.inf), (0.5, np.inf)])
 def test_without_weights_the_normalised_margin_is_the_limit(intercept, limit):
     fit = L1Fit(np.zeros(3), intercept, 0.1, 0, True, 1, 0.0)
-    assert fit.normalised_margin(np.ones((2, 3), np.float32)).tolist() == [limit, limit]
+    assert margins([fit], np.ones((2, 3), np.float32), normalised=True)[:, 0].tolist() == [limit, limit]
     assert fit.margin(np.ones((2, 3), np.float32)).tolist() == [intercept, intercept]
     assert fit.top(3).size == 0
 

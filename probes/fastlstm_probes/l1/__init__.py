@@ -12,6 +12,7 @@ from fastlstm_probes.l1.fit import (
     fit_few,
     fit_l1,
     fit_tags,
+    margins,
     sweep_l1,
     warn_unconverged,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "fit_few",
     "fit_l1",
     "fit_tags",
+    "margins",
     "sweep_l1",
     "warn_unconverged",
 ]

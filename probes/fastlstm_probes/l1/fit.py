@@ -26,6 +26,7 @@ from fastlstm_probes.metrics import accuracy
 TOL = 1e-6  # relative duality gap; of liblinear its own measure, with the default of the published runs below
 LIBLINEAR_TOL = 1e-4
 MAX_ITER = 200
+_MARGIN_ROWS = 4096  # in float64 at a time
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,33 @@ class L1Fit:
     gap: float  # relative duality gap, from an exact pass: the objective is at most 1 / (1 - gap) times the least
 
     def margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """x . w + b of every row of X (n, U), float64 (n,). Only columns with a weight are read."""
-        support = np.flatnonzero(self.weights)
-        return X[:, support].astype(np.float64) @ self.weights[support] + self.intercept
-
-    def normalised_margin(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """(x . w + b) / ||w||_2 of every row of X (n, U), float64 (n,) (Carvalho 2018).
-
-        Without any weight it is the limit w -> 0: +inf where b > 0, -inf otherwise, the same for every row.
-        """
-        norm = float(np.linalg.norm(self.weights))
-        if norm == 0.0:
-            return np.full(len(X), np.inf if self.intercept > 0 else -np.inf)
-        return self.margin(X) / norm
+        """x . w + b of every row of X (n, U), float64 (n,)."""
+        return margins([self], X)[:, 0]
 
     def top(self, k: int) -> NDArray[np.intp]:
         """Columns of the k largest |w|, the largest first (ties: the lower column); zero weights never."""
         order = np.argsort(-np.abs(self.weights), kind="stable")[: min(k, self.nonzero)]
         return np.asarray(order, dtype=np.intp)
+
+
+def margins(fits: Sequence[L1Fit], X: NDArray[np.float32], *, normalised: bool = False) -> NDArray[np.float64]:
+    """x . w + b of every row of X (n, U) and fit, float64 (n, K). Only columns that some fit has a weight for are read.
+
+    normalised: over ||w||_2 (Carvalho 2018). Without any weight that is the limit w -> 0: +inf where b > 0, else -inf,
+    the same for every row.
+    """
+    W, b = np.stack([fit.weights for fit in fits], axis=1), np.array([fit.intercept for fit in fits])
+    used = np.flatnonzero(W.any(axis=1))
+    W = W[used]
+    found = np.empty((len(X), len(fits)))
+    for first in range(0, len(X), _MARGIN_ROWS):
+        rows = slice(first, first + _MARGIN_ROWS)
+        found[rows] = X[rows][:, used].astype(np.float64) @ W + b
+    if normalised:
+        norm = np.linalg.norm(W, axis=0)
+        limit = np.where(b > 0, np.inf, -np.inf)
+        found = np.where(norm > 0, found / np.where(norm > 0, norm, 1.0), limit)
+    return found
 
 
 @dataclass(frozen=True)
