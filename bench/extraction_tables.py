@@ -1,4 +1,5 @@
-"""README's tables of cell states and of probes from bench/results/states.csv and probes.csv, between their markers.
+"""README's tables of cell states, of probes and of what they found, between their markers, from bench/results/:
+states.csv, probes.csv, and as `fastlstm-probes fit` wrote them carvalho2018.csv (its overall.csv) and radford2017.csv.
 
 python bench/extraction_tables.py            # prints them
 python bench/extraction_tables.py --write    # puts them there
@@ -7,16 +8,18 @@ python bench/extraction_tables.py --write    # puts them there
 from __future__ import annotations
 
 import argparse
+import csv
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "kernels"), str(ROOT / "probes"), str(ROOT / "tests")]
 
 from bench.records import RESULTS, Row, load  # noqa: E402
 from bench.tables import NONE, insert, table  # noqa: E402
 from fastlstm.files import write_whole  # noqa: E402
+from fastlstm_probes.baselines import BYTE_NGRAM, MAJORITY, UNTRAINED_ALL  # noqa: E402
 
 DEVICES = ("cuda", "cpu")
 # What a line says: case, contestant, metric, and how its number is shown.
@@ -67,8 +70,9 @@ def _origin(rows: Iterable[Row]) -> str:
     return f"*{'; '.join(named)}; commit {', '.join(distinct['commit'])}.*"
 
 
-def states(rows: Sequence[Row]) -> str:
+def states(results: Path) -> str:
     """The Markdown of cell states."""
+    rows = load(results / "states.csv")
     found = _found(rows, "states")
     of_device = {device: [row for key, row in found.items() if key[3] == device] for device in DEVICES}
     lines = []
@@ -88,9 +92,9 @@ def states(rows: Sequence[Row]) -> str:
     )
 
 
-def probes(rows: Sequence[Row]) -> str:
+def probes(results: Path) -> str:
     """The Markdown of probes."""
-    found = _found(rows, "probes")
+    found = _found(load(results / "probes.csv"), "probes")
     lines = []
     for (case, contestant, metric, device), row in found.items():
         if metric != "time":
@@ -114,7 +118,60 @@ def probes(rows: Sequence[Row]) -> str:
     )
 
 
-SECTIONS: dict[str, Callable[[Sequence[Row]], str]] = {"states": states, "probes": probes}
+# The study's own figures (its logs: accuracy on test by argmax of the probabilities), by grouped: all, k = 3, k = 1.
+CARVALHO = {True: (0.873, 0.617, 0.526), False: (0.839, 0.565, 0.399)}
+
+
+def findings(results: Path) -> str:
+    """The Markdown of what the probes found in a model of real text."""
+    pos, sentiment = (_printed(results / f"{name}.csv") for name in ("carvalho2018", "radford2017"))
+    accuracy = {
+        (row["grouped"] == "True", row["split"], row["row"]): float(row["accuracy"])
+        for row in pos
+        if row["argmax"] in ("probability", "") and row["accuracy"]
+    }
+    shown = ("k=all", "k=20", "k=3", "k=1", BYTE_NGRAM, UNTRAINED_ALL, MAJORITY)
+    lines = []
+    for grouped, name in ((True, "grouped"), (False, "as they are")):
+        for split in ("document", "byte"):
+            lines.append([name, split, *(f"{100 * accuracy[grouped, split, row]:.1f}" for row in shown)])
+        study = [f"{100 * value:.1f}" for value in CARVALHO[grouped]]
+        lines.append([name, "byte, the study's own", study[0], NONE, *study[1:], NONE, NONE, NONE])
+    head = ["tags", "split by", "all cells", "20 cells", "3", "1", "last 4 bytes", "untrained", "majority"]
+    model = pos[0]
+    reviews = [
+        [
+            row["row"],
+            *(_percent(row[part]) for part in ("valid", "test")),
+            f"{_percent(row['low'])} to {_percent(row['high'])}",
+        ]
+        for row in sentiment
+    ]
+    return "\n\n".join(
+        [
+            "Part of speech, accuracy in % on the test bytes of 250 lines of WikiText-103, tagged by NLTK.",
+            table(head, lines),
+            "Sentiment, accuracy in % on the Stanford Sentiment Treebank.",
+            table(["row", "dev", "test", "95 %"], reviews),
+            f"*Model {model['model_sha256'][:12]}, step {int(model['model_step']):,}; every row with its hashes is in\n"
+            "`bench/results/carvalho2018.csv` and `radford2017.csv`.*",
+        ]
+    )
+
+
+def _percent(share: str) -> str:
+    return f"{100 * float(share):.1f}"
+
+
+def _printed(path: Path) -> list[dict[str, str]]:
+    """The rows of a table that a recipe of the probes wrote."""
+    if not path.exists():
+        raise ValueError(f"{path}: expected a table of `fastlstm-probes fit`, found none")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+SECTIONS: dict[str, Callable[[Path], str]] = {"states": states, "probes": probes, "findings": findings}
 
 
 def begin(name: str) -> str:
@@ -129,7 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
     options = parser.parse_args(arguments)
     try:
-        texts = {name: make(load(options.results / f"{name}.csv")) for name, make in SECTIONS.items()}
+        texts = {name: make(options.results) for name, make in SECTIONS.items()}
         if options.write:
             readme = options.readme.read_text(encoding="utf-8")
             for name, text in texts.items():

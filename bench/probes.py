@@ -203,6 +203,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(fit_store(CASES[options.child[0]], Path(options.child[1]), options.device)))
         return
+    where = machine(options.device, options.commit)  # now: the commit may be another one by the end
     for name in options.cases:
         case = CASES[name]
         every = options.liblinear if options.liblinear is not None else (case.tags if options.device == "cpu" else 0)
@@ -211,7 +212,7 @@ def main() -> None:
             if case.from_disk
             else (lambda case=case, every=every: in_memory(case, options.device, every))
         )
-        rows = [one | machine(options.device, options.commit) for one in make()]
+        rows = [one | where for one in make()]
         save(options.out, rows)
         for one in rows:
             print(

@@ -12,21 +12,43 @@ from bench import extraction_tables, records, tables
 @pytest.mark.parametrize("name", extraction_tables.SECTIONS)
 def test_readme_says_what_the_results_say(name: str) -> None:
     readme = (extraction_tables.ROOT / "README.md").read_text(encoding="utf-8")
-    text = extraction_tables.SECTIONS[name](records.load(records.RESULTS / f"{name}.csv"))
+    text = extraction_tables.SECTIONS[name](records.RESULTS)
     written = tables.insert(readme, text, begin=extraction_tables.begin(name))
     assert written == readme, "run: python bench/extraction_tables.py --write"
 
 
-def test_numbers_are_under_their_device() -> None:
+def test_numbers_are_under_their_device(tmp_path: Path) -> None:
     about = {"suite": "states", "gpu": "G", "torch": "2", "commit": "abc", "dtype": "float16"}
     slow = {"case": "write", "contestant": "fastlstm", "metric": "wall_ratio", "unit": "", "median": 2.5}
     fast = {"case": "extract", "contestant": "fastlstm", "metric": "throughput", "unit": "bytes/s", "median": 3e6}
     rows = [records.complete(about | slow | {"H": 8, "device": "cpu"})]
     rows += [records.complete(about | fast | {"H": 16, "device": "cuda"})]
-    text = extraction_tables.states(rows)
+    records.save(tmp_path / "states.csv", rows)
+    text = extraction_tables.states(tmp_path)
     assert "| float16 | GPU, H = 16 | CPU, H = 8 |" in text
     assert "| time over that of raw files | - | 2.50× |" in text
     assert "| every state to the host, text | 3.00 MB/s | - |" in text
+
+
+def test_findings_stand_beside_their_baselines_and_the_study(tmp_path: Path) -> None:
+    pos = ["grouped,split,row,argmax,accuracy,model_sha256,model_step"]
+    for grouped in ("True", "False"):
+        for split in ("document", "byte"):
+            for k, value in (("all", 0.8), ("20", 0.7), ("3", 0.6), ("1", 0.5)):
+                pos += [
+                    f"{grouped},{split},k={k},{rule},{value},abcdef0123456789,7000" for rule in ("probability", "norm")
+                ]
+                pos[-1] = pos[-1].replace(str(value), "0.1")
+            for name in (extraction_tables.BYTE_NGRAM, extraction_tables.UNTRAINED_ALL, extraction_tables.MAJORITY):
+                pos.append(f"{grouped},{split},{name},,0.25,abcdef0123456789,7000")
+            pos.append(f"{grouped},{split},online code,,,abcdef0123456789,7000")
+    (tmp_path / "carvalho2018.csv").write_text("\n".join(pos) + "\n")
+    (tmp_path / "radford2017.csv").write_text("row,valid,test,low,high\nall cells,0.75,0.72,0.7,0.74\n")
+    text = extraction_tables.findings(tmp_path)
+    assert "| grouped | document | 80.0 | 70.0 | 60.0 | 50.0 | 25.0 | 25.0 | 25.0 |" in text
+    assert "| as they are | byte, the study's own | 83.9 | - | 56.5 | 39.9 | - | - | - |" in text
+    assert "| all cells | 75.0 | 72.0 | 70.0 to 74.0 |" in text
+    assert "Model abcdef012345, step 7,000" in text
 
 
 def test_a_rival_has_its_objective_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,7 +58,8 @@ def test_a_rival_has_its_objective_beside_it(tmp_path: Path, capsys: pytest.Capt
         records.complete(shared | {"contestant": "liblinear", "metric": "time", "T": 1, "median": 30}),
         records.complete(shared | {"contestant": "fastlstm", "metric": "objective_ratio", "p80": "0.99999999"}),
     ]
-    text = extraction_tables.probes(rows)
+    records.save(tmp_path / "probes.csv", rows)
+    text = extraction_tables.probes(tmp_path)
     assert "| 1,000 × 8 | memory | 5 | cpu | fastlstm | 2.0 | - | - |" in text
     assert "| 1,000 × 8 | memory | 1 | cpu | liblinear | 30.0 | - | 0.99999999 |" in text
     assert extraction_tables.main(["--results", str(tmp_path)]) == 2
