@@ -7,10 +7,12 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+from sklearn.exceptions import ConvergenceWarning
 
 from fastlstm.corpus.shards import Document
 from fastlstm.errors import InputError
@@ -75,6 +77,26 @@ def test_a_fit_from_disk_is_the_fit_in_memory(store: States, codes: np.ndarray, 
     start = np.hstack([model.coef_, model.intercept_[:, None]])
     again = L1LogisticOvR(C=0.5, tol=TOL, memory_limit=1)
     assert again.fit(StoreRows(store, np.arange(COUNT)), codes, start=start).n_iter_.max() <= 3
+
+
+def test_sgd_learns_from_disk_chunk_by_chunk(store: States, cells: np.ndarray, codes: np.ndarray):
+    settings = {"C": 0.5, "solver": "sgd", "tol": 1e-3, "penalise_intercept": False, "random_state": 0, "max_iter": 200}
+    rows = StoreRows(store, np.arange(COUNT))
+    with mock.patch.object(StoreRows, "in_memory", side_effect=MemoryError):
+        chunked = L1LogisticOvR(memory_limit=1, **settings).fit(rows, codes)
+    whole = L1LogisticOvR(**settings).fit(rows, codes)
+    assert chunked.converged_.all()
+    assert (chunked.n_iter_ > 5).all()
+    # Neither is at the optimum (2 to 15 % above it), and both are about as near to it.
+    np.testing.assert_allclose(chunked.objective_, whole.objective_, rtol=0.25)
+    assert (chunked.predict(cells) == whole.predict(cells)).mean() > 0.9
+
+
+def test_sgd_that_ran_out_of_epochs_says_so(store: States, codes: np.ndarray):
+    rows = StoreRows(store, np.arange(COUNT))
+    with pytest.warns(ConvergenceWarning, match="did not converge in 2 iterations"):
+        model = L1LogisticOvR(memory_limit=1, solver="sgd", tol=1e-3, max_iter=2, random_state=0).fit(rows, codes)
+    assert (model.n_iter_ == 2).all()
 
 
 def test_drawn_rows_stand_for_all(store: States, codes: np.ndarray):

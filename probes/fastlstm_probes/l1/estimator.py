@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning, DataConversionWarning
-from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.utils.multiclass import check_classification_targets, type_of_target
 from sklearn.utils.validation import check_array, check_is_fitted, check_random_state, validate_data
 from tqdm import tqdm
@@ -18,6 +17,7 @@ from tqdm import tqdm
 from fastlstm_probes.l1.chunks import MEMORY_LIMIT, MatrixRows, Rows, StoreRows
 from fastlstm_probes.l1.objective import Problem, dual, primal
 from fastlstm_probes.l1.passes import LocalPasses, Passes, strongest_penalty
+from fastlstm_probes.l1.scikit_learn import Settings, fit_each
 from fastlstm_probes.l1.solver import START_ROWS, solve
 
 Solver = Literal["joint", "liblinear", "saga", "sgd"]
@@ -39,7 +39,8 @@ class L1LogisticOvR(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fit_intercept, penalise_intercept: see above.
         class_weight: None, "balanced": n / (2 * rows of the class), in every tag's own problem, or {class: weight} of a
             tag's own rows (of two classes: of both), where a class that is not named counts 1.
-        solver: "joint", this package's, or scikit-learn's liblinear, saga or sgd, a tag at a time, in memory.
+        solver: "joint", this package's, or scikit-learn's liblinear, saga or sgd: a tag at a time in memory, but sgd on
+            rows of a store that are not, which it goes through chunk by chunk.
         device: where to compute; None: where X is, the CPU for arrays and stores.
         memory_limit: bytes that the rows of a store may take on a CPU; if they are more they are read on every pass.
         random_state: int or None; of the rows that steps are computed from, or of scikit-learn's solver.
@@ -244,44 +245,19 @@ class L1LogisticOvR(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.converged_ = self.gap_ <= self.tol
 
     def _with_scikit_learn(self, passes: LocalPasses, seed: int) -> None:
-        problem = passes.problem
-        rows = passes.rows if isinstance(passes.rows, MatrixRows) else passes.rows.in_memory()  # type: ignore[attr-defined]
-        X = rows.X.cpu().numpy()
-        W = np.zeros((X.shape[1] + 1, problem.tags))
-        self.n_iter_ = np.zeros(problem.tags, dtype=np.int64)
-        self.converged_ = np.ones(problem.tags, dtype=bool)
+        problem, rows = passes.problem, passes.rows
+        if isinstance(rows, StoreRows) and self.solver != "sgd":
+            rows = rows.in_memory()  # neither reads chunks
+        settings = Settings(self.solver, self.tol, int(self.max_iter), self.fit_intercept, seed)
         with self._progress(problem.tags) as shown:
-            for tag in range(problem.tags):
-                one = torch.tensor([tag], device=problem.device)
-                y = problem.targets(slice(None), one)[:, 0].cpu().numpy()
-                if y.all() or not y.any():
-                    raise ValueError(f"y: expected both classes in every column for {self.solver}, got one class")
-                model = self._scikit_learn_model(problem, tag, len(y), seed)
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ConvergenceWarning)  # said for all tags by `_warn`
-                    model.fit(X, y)
-                W[:-1, tag] = model.coef_[0]
-                W[-1, tag] = np.ravel(model.intercept_)[0]
-                self.n_iter_[tag] = np.max(model.n_iter_)
-                self.converged_[tag] = self.n_iter_[tag] < self.max_iter
-                shown.update()
+            W, self.n_iter_ = fit_each(rows, problem, settings, shown)
+        self.converged_ = self.n_iter_ < self.max_iter
         point = torch.from_numpy(W).to(problem.device)
         sums, _ = LocalPasses(rows, problem).evaluate(point, torch.arange(problem.tags, device=problem.device))
         objective = primal(sums, point, problem)
         self.objective_ = objective.cpu().numpy()
         self.gap_ = ((objective - dual(sums, problem)).clamp_min(0) / objective).cpu().numpy()
         self.coef_, self.intercept_ = np.ascontiguousarray(W[:-1].T), W[-1].copy()
-
-    def _scikit_learn_model(self, problem: Problem, tag: int, rows: int, seed: int) -> Any:
-        positive, negative = float(problem.cost_positive[tag]), float(problem.cost_negative[tag])
-        C = max(positive, negative)
-        weights = {False: negative / C, True: positive / C}
-        settings = {"tol": self.tol, "max_iter": self.max_iter, "random_state": seed, "class_weight": weights}
-        if self.solver == "sgd":
-            return SGDClassifier(
-                loss="log_loss", penalty="l1", alpha=1 / (C * rows), fit_intercept=self.fit_intercept, **settings
-            )
-        return LogisticRegression(C=C, l1_ratio=1, solver=self.solver, fit_intercept=self.fit_intercept, **settings)
 
     def _progress(self, tags: int) -> tqdm[Any]:
         return tqdm(total=tags, desc="L1", unit="tag", disable=not self.verbose)
