@@ -65,31 +65,27 @@ class ControlFits:
         zero = np.zeros(X.shape[1])
         if len(codes) == 1:
             return {codes[0]: L1Fit(zero, 1.0, strength[codes[0]], 0, True, 0, 0.0)}
-        found: dict[int, L1Fit] = {}
-        for C in sorted({strength[one] for one in codes}):
-            of_C = [one for one in codes if strength[one] == C]
-            begin = None
-            if start is not None:
-                blank = L1Fit(zero, 0.0, C, 0, False, 0, 1.0)
-                begin = [start.get(one, blank) for one in of_C]
-            settings: dict[str, Any] = {
-                "C": C,
-                "seed": self.seed,
-                "tol": tol,
-                "max_iter": self.max_iter,
-                "device": self.device,
-            }
-            targets = code[:, None] == np.array(of_C)
-            make = partial(fit_tags, X, targets, start=begin, progress=self.progress, **settings)
-            if self.partial_fits is None:
-                fits = make()
-            else:
-                begun = [np.append(fit.weights, fit.intercept) for fit in begin or ()]
-                content = {"cells": _digest(X), "targets": _digest(targets), "begun": _digest(*begun)}
-                fits = stored_fits(self.partial_fits, {"control": name, **content, **settings}, make)
-            found |= dict(zip(of_C, fits, strict=True))
-        self.made += [(f"{name} {self.classes[one]}", found[one]) for one in codes]
-        return {one: found[one] for one in codes}
+        C = [strength[one] for one in codes]
+        begin = None
+        if start is not None:
+            begin = [start.get(one, L1Fit(zero, 0.0, strength[one], 0, False, 0, 1.0)) for one in codes]
+        settings: dict[str, Any] = {
+            "C": C,
+            "seed": self.seed,
+            "tol": tol,
+            "max_iter": self.max_iter,
+            "device": self.device,
+        }
+        targets = code[:, None] == np.array(codes)
+        make = partial(fit_tags, X, targets, start=begin, progress=self.progress, **settings)
+        if self.partial_fits is None:
+            fits = make()
+        else:
+            begun = [np.append(fit.weights, fit.intercept) for fit in begin or ()]
+            content = {"cells": _digest(X), "targets": _digest(targets), "begun": _digest(*begun)}
+            fits = stored_fits(self.partial_fits, {"control": name, **content, **settings}, make)
+        self.made += [(f"{name} {self.classes[one]}", fit) for one, fit in zip(codes, fits, strict=True)]
+        return dict(zip(codes, fits, strict=True))
 
     def fit_top(
         self,

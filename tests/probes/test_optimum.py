@@ -88,6 +88,21 @@ def test_all_tags_at_once_are_each_tag_alone():
     assert together.intercept_[2] < 0
 
 
+def test_every_tag_has_its_own_strength():
+    X, _ = DATA["noisy rule"]
+    y = np.stack([X[:, 0] > 0.5, X[:, 1] + X[:, 2] > 2, np.arange(len(X)) < 3], axis=1)
+    C = np.array([0.02, 0.25, 4.0])
+    together = L1LogisticOvR(C=C, tol=1e-9).fit(X, y)
+    np.testing.assert_array_equal(together.C_, C)
+    for tag, one in enumerate(C):
+        alone = L1LogisticOvR(C=one, tol=1e-9).fit(X, y[:, tag])
+        assert together.objective_[tag] == pytest.approx(alone.objective_[0], rel=1e-8)
+    with pytest.raises(ValueError, match="C: expected a number or one for each of 3 tags"):
+        L1LogisticOvR(C=C[:2]).fit(X, y)
+    with pytest.raises(ValueError, match="C: expected a number above 0"):
+        L1LogisticOvR(C=-C).fit(X, y)
+
+
 def test_a_free_intercept_is_sagas():
     X, y = DATA["noisy rule"]
     model = L1LogisticOvR(C=0.25, tol=1e-9, penalise_intercept=False).fit(X, y)

@@ -30,7 +30,7 @@ class L1LogisticOvR(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     The problem of each tag is in `objective.py`: liblinear's, or saga's with `penalise_intercept=False`.
 
     Args:
-        C: inverse strength of the penalty, larger: more weights.
+        C: inverse strength of the penalty, larger: more weights; one for all tags, or (K,), of each.
         alpha_fraction: the strength instead as a share (0..1] of that at which the last weight becomes zero, for each
             tag its own: C = 1 / (alpha_fraction * alpha_max). None: use C.
         tol: a tag is done once its relative duality gap is at most this: its objective is then at most 1 / (1 - tol)
@@ -53,7 +53,7 @@ class L1LogisticOvR(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def __init__(
         self,
         *,
-        C: float = 1.0,
+        C: float | NDArray[np.float64] = 1.0,
         alpha_fraction: float | None = None,
         tol: float = 1e-6,
         max_iter: int = 200,
@@ -150,7 +150,7 @@ class L1LogisticOvR(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise ValueError(f"class_weight: expected None, 'balanced' or {{class: weight}}, got {self.class_weight!r}")
         for name in ("C", "tol", "max_iter", *(() if self.alpha_fraction is None else ("alpha_fraction",))):
             value = getattr(self, name)
-            if not 0 < value < np.inf:
+            if not np.all((np.asarray(value) > 0) & np.isfinite(value)):
                 raise ValueError(f"{name}: expected a number above 0, got {value!r}")
 
     def _rows(self, X: Any, y: Any) -> tuple[Rows, NDArray[Any]]:
@@ -206,19 +206,22 @@ class L1LogisticOvR(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             positive, negative = (weights[1:], weights[:1]) if two else (weights, np.ones_like(weights))
         else:
             positive, negative = class_costs(positives, len(y), self.class_weight)
+        C = np.asarray(self.C, dtype=np.float64)
+        if C.shape not in ((), (len(positives),)):
+            raise ValueError(f"C: expected a number or one for each of {len(positives)} tags, got {C.shape}")
         problem = Problem(
             labels.to(device),
             codes,
-            torch.from_numpy(self.C * positive).to(device),
-            torch.from_numpy(self.C * negative).to(device),
+            torch.from_numpy(C * positive).to(device),
+            torch.from_numpy(C * negative).to(device),
             self.fit_intercept,
             self.penalise_intercept,
         )
         if self.alpha_fraction is None:
-            self.C_ = np.full(len(positives), float(self.C))
+            self.C_ = np.broadcast_to(C, len(positives)).copy()
             return problem
         factor = 1 / (self.alpha_fraction * strongest_penalty(LocalPasses(rows, problem)).clamp_min(1e-300))
-        self.C_ = self.C * factor.cpu().numpy()
+        self.C_ = C * factor.cpu().numpy()
         return problem.scaled(factor)
 
     def _solve(self, passes: Passes, start: NDArray[np.float64] | None, seed: int) -> None:

@@ -84,7 +84,7 @@ def fit_tags(
     X: NDArray[np.float32] | StoreRows,
     targets: NDArray[np.bool_],
     *,
-    C: float,
+    C: float | Sequence[float],
     seed: int,
     tol: float | None = None,
     max_iter: int = MAX_ITER,
@@ -93,7 +93,7 @@ def fit_tags(
     start: Sequence[L1Fit] | None = None,
     progress: bool = False,
 ) -> list[L1Fit]:
-    """Fit every column of targets (n, K) to X (n, U); `start`: fits of a neighbouring C, to begin from.
+    """Fit every column of targets (n, K) to X (n, U), with one C or one each; `start`: fits to begin from.
 
     A fit that ran out of `max_iter` comes back with `converged=False`; see `warn_unconverged`.
 
@@ -104,7 +104,13 @@ def fit_tags(
     if tol is None:
         tol = LIBLINEAR_TOL if solver == "liblinear" else TOL
     model = L1LogisticOvR(
-        C=C, tol=tol, max_iter=max_iter, solver=solver, device=device, random_state=seed, verbose=progress
+        C=np.asarray(C, dtype=np.float64) if isinstance(C, Sequence) else C,
+        tol=tol,
+        max_iter=max_iter,
+        solver=solver,
+        device=device,
+        random_state=seed,
+        verbose=progress,
     )
     begin = None if start is None else np.array([[*fit.weights, fit.intercept] for fit in start])
     with warnings.catch_warnings():
@@ -115,7 +121,7 @@ def fit_tags(
         L1Fit(
             weights=model.coef_[k].copy(),
             intercept=float(model.intercept_[k]),
-            C=C,
+            C=float(model.C_[k]),
             nonzero=int(np.count_nonzero(model.coef_[k])),
             converged=bool(model.converged_[k]),
             iterations=int(model.n_iter_[k]),
