@@ -45,15 +45,13 @@ def rank_cells(
 
     Ties: the lower column, high values. A code that no row has gets column 0 and an average precision of 0.
     """
-    class_of_code = np.full(max(int(code.max()), *codes) + 1, len(codes), dtype=np.int64)
+    class_of_code = np.full(max(int(code.max()), *codes) + 1, len(codes), dtype=np.int16)
     class_of_code[codes] = np.arange(len(codes))
     classes = class_of_code[code]
     best = np.full(len(codes), -1.0)
     column_of, sign_of = np.zeros(len(codes), dtype=np.int64), np.ones(len(codes), dtype=np.int64)
     for column in tqdm(range(X.shape[1]), desc=name, unit="cell", disable=not progress):
-        counts, total = _counts_by_value(X[:, column], classes, len(codes))
-        for sign in (1, -1):
-            found = _average_precisions(counts[::-sign], total[::-sign])
+        for sign, found in zip((1, -1), _average_precisions(X[:, column], classes, len(codes)), strict=True):
             better = found > best
             best[better], column_of[better], sign_of[better] = found[better], column, sign
     return [Ranked(int(c), int(s), float(b)) for c, s, b in zip(column_of, sign_of, best, strict=True)]
@@ -94,26 +92,33 @@ def best_f1_threshold(values: NDArray[np.float64], truth: NDArray[np.bool_]) -> 
     return float((value[at - 1] + value[at]) / 2) if at < value.size else float(np.nextafter(value[-1], -np.inf))
 
 
-def _counts_by_value(
-    values: NDArray[np.float32], classes: NDArray[np.int64], count: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of each class (values, count) and of any class (values,) at every distinct value, ascending."""
-    order = np.argsort(values, kind="stable")
-    value = values[order]
-    place = np.cumsum(np.append(False, value[1:] != value[:-1]))
-    size = int(place[-1]) + 1
-    table = np.bincount(place * (count + 1) + classes[order], minlength=size * (count + 1)).reshape(size, count + 1)
-    return table[:, :count], table.sum(axis=1)
+def _average_precisions(
+    values: NDArray[np.float32], classes: NDArray[np.int16], count: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Average precision (count,) of every class when rows are ranked high values first, and low values first.
 
-
-def _average_precisions(counts: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Average precision of every class when rows are ranked by descending value; 0 where a class has no row.
-
-    counts (values, K), total (values,): rows of each class and of any at every value, the highest first. It is
-    scikit-learn's `average_precision_score`: precision at each value, weighted by the recall gained there.
+    It is scikit-learn's `average_precision_score`: the precision at each value, weighted by the recall gained there; 0
+    where a class (0 to count - 1; others are of no class) has no row. The time does not depend on the classes' number.
     """
-    found = np.cumsum(counts, axis=0)
-    precision = found / np.cumsum(total)[:, None]
-    positives = found[-1]
-    summed = np.einsum("vk,vk->k", precision, counts)
-    return np.asarray(summed / np.maximum(positives, 1))
+    n = values.size
+    order = np.argsort(-values, kind="stable")
+    value = values[order]
+    ends = np.append(value[1:] != value[:-1], True)  # of a run of equal values, which are ranked together
+    last = np.flatnonzero(ends)
+    first = np.append(0, last[:-1] + 1)
+    run = np.append(0, np.cumsum(ends[:-1]))
+    # The rows class by class, high values first; those of one class and one run are a pair.
+    by_class = np.argsort(classes[order], kind="stable")
+    of_class, of_run = classes[order][by_class], run[by_class]
+    size = np.bincount(of_class, minlength=count + 1)
+    begins = np.flatnonzero(np.append(True, (of_class[1:] != of_class[:-1]) | (of_run[1:] != of_run[:-1])))
+    pair_class, pair_run = of_class[begins], of_run[begins]
+    above = begins - (np.cumsum(size) - size)[pair_class]  # rows of the class with higher values
+    own = np.diff(np.append(begins, n))
+    below = size[pair_class] - above - own
+    high = own * (above + own) / (last[pair_run] + 1)
+    low = own * (below + own) / (n - first[pair_run])
+    share = np.maximum(size, 1)[:count]
+    summed = (np.bincount(pair_class, weights=one, minlength=count + 1)[:count] for one in (high, low))
+    high_first, low_first = (one / share for one in summed)
+    return high_first, low_first
