@@ -1,5 +1,6 @@
 """README's tables of cell states, of probes and of what they found, between their markers, from bench/results/:
-states.csv, probes.csv, and as `fastlstm-probes fit` wrote them carvalho2018.csv (its overall.csv) and radford2017.csv.
+states.csv, probes.csv, and what `fastlstm-probes fit` wrote: carvalho2018.csv (its overall.csv),
+carvalho2018_tags.csv (of its tags.csv the rows of all cells) and radford2017.csv (its sentiment.csv).
 
 python bench/extraction_tables.py            # prints them
 python bench/extraction_tables.py --write    # puts them there
@@ -113,20 +114,31 @@ def probes(results: Path) -> str:
             "(`bench/probes.py`, synthetic cells). liblinear fits one tag at a time; its seconds are of one tag.\n"
             "GiB: on a GPU of its memory, from a store of the process.",
             table(head, lines),
+            *(
+                f"liblinear: {row['note']}."
+                for (_, who, metric, _), row in found.items()
+                if (who, metric) == ("liblinear", "time")
+            ),
             _origin(found.values()),
         ]
     )
 
 
 # The study's own figures (its logs: accuracy on test by argmax of the probabilities), by grouped: all, k = 3, k = 1.
+Q = 0.05  # the false discovery rate of a list of tags
 CARVALHO = {True: (0.873, 0.617, 0.526), False: (0.839, 0.565, 0.399)}
 
 
 def findings(results: Path) -> str:
     """The Markdown of what the probes found in a model of real text."""
-    pos, sentiment = (_printed(results / f"{name}.csv") for name in ("carvalho2018", "radford2017"))
+    pos, tags, sentiment = (
+        _printed(results / f"{name}.csv") for name in ("carvalho2018", "carvalho2018_tags", "radford2017")
+    )
+    texts = {row["text"] for row in (*pos, *tags)}
+    if len(texts) > 1:
+        raise ValueError(f"carvalho2018.csv: expected one text, got {', '.join(sorted(texts))}")
     accuracy = {
-        (row["grouped"] == "True", row["split"], row["row"]): float(row["accuracy"])
+        (row["grouped"] == "True", row["split"], row["row"]): _percent(row["accuracy"])
         for row in pos
         if row["argmax"] in ("probability", "") and row["accuracy"]
     }
@@ -134,11 +146,10 @@ def findings(results: Path) -> str:
     lines = []
     for grouped, name in ((True, "grouped"), (False, "as they are")):
         for split in ("document", "byte"):
-            lines.append([name, split, *(f"{100 * accuracy[grouped, split, row]:.1f}" for row in shown)])
+            lines.append([name, split, *(accuracy.get((grouped, split, row), NONE) for row in shown)])
         study = [f"{100 * value:.1f}" for value in CARVALHO[grouped]]
         lines.append([name, "byte, the study's own", study[0], NONE, *study[1:], NONE, NONE, NONE])
     head = ["tags", "split by", "all cells", "20 cells", "3", "1", "last 4 bytes", "untrained", "majority"]
-    model = pos[0]
     reviews = [
         [
             row["row"],
@@ -147,14 +158,25 @@ def findings(results: Path) -> str:
         ]
         for row in sentiment
     ]
+    of_document = [row for row in tags if row["split"] == "document"]
+    chance = []
+    for grouped, name in (("True", "grouped tags"), ("False", "tags as they are")):
+        q = {row["tag"]: float(row["best_cell_q"]) for row in of_document if row["grouped"] == grouped}
+        without = sorted((tag for tag in q if q[tag] > Q), key=q.__getitem__, reverse=True)
+        named = f" (not {', '.join(f'`{tag}`' for tag in without)})" if without else ""
+        chance.append(f"{len(q) - len(without)} of {len(q)} {name}{named}")
+    model = pos[0]
     return "\n\n".join(
         [
-            "Part of speech, accuracy in % on the test bytes of 250 lines of WikiText-103, tagged by NLTK.",
+            "Part of speech: accuracy in % on the test bytes of 250 lines of WikiText-103, tagged by NLTK.\n"
+            "The answer is the largest probability, as in the study's code; of the untrained model the largest\n"
+            "normalised margin.",
             table(head, lines),
-            "Sentiment, accuracy in % on the Stanford Sentiment Treebank.",
+            f"A cell better than chance (q <= {Q}, split by document) have {' and '.join(chance)}.",
+            "Sentiment: accuracy in % on the Stanford Sentiment Treebank.",
             table(["row", "dev", "test", "95 %"], reviews),
-            f"*Model {model['model_sha256'][:12]}, step {int(model['model_step']):,}; every row with its hashes is in\n"
-            "`bench/results/carvalho2018.csv` and `radford2017.csv`.*",
+            f"*Model {model['model_sha256'][:12]}, step {int(model['model_step']):,}; rows with their hashes are in\n"
+            "`bench/results/`: `carvalho2018.csv`, `carvalho2018_tags.csv`, `radford2017.csv`.*",
         ]
     )
 
@@ -168,7 +190,10 @@ def _printed(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         raise ValueError(f"{path}: expected a table of `fastlstm-probes fit`, found none")
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    if not rows:
+        raise ValueError(f"{path}: expected rows, found none")
+    return rows
 
 
 SECTIONS: dict[str, Callable[[Path], str]] = {"states": states, "probes": probes, "findings": findings}

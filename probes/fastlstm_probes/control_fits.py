@@ -101,11 +101,7 @@ class ControlFits:
         fits = self.fit(name, X, code, strength, start=start)
         targets = code[:, None] == np.array(list(fits))
         full = list(fits.values())
-        if len(full) == 1:  # a constant classifier has no cells to choose from
-            blank = np.empty(0, dtype=np.intp)
-            tops = [tuple(Classifier(str(k), blank, full[0]) for k in top)]
-        else:
-            tops = refit_top(X, targets, full, top, name=name, progress=self.progress, **self._settings())
+        tops = refit_top(X, targets, full, top, name=name, progress=self.progress, **self._settings())
         found = [
             TagFits(self.classes[one], one, fit, of_tag) for (one, fit), of_tag in zip(fits.items(), tops, strict=True)
         ]

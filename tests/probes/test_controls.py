@@ -24,6 +24,13 @@ def test_names_of_controls():
         parse_controls(" , ")
 
 
+def test_a_control_of_one_class_names_it_with_any_number_of_cells():
+    X = np.random.default_rng(0).standard_normal((30, 5)).astype(np.float32)
+    found = ControlFits(("a", "b")).fit_top("word means", X, np.ones(30, dtype=np.int16), {1: 0.25}, (1, 2))
+    for k in ("all", "1", "2"):
+        assert predict(found, k, X).tolist() == [1] * 30
+
+
 def _naive_ngram(
     text: bytes, begin: list[int], position: list[int], train: list[int], code: list[int], longest: int
 ) -> list[int]:

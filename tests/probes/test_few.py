@@ -9,7 +9,7 @@ from problems import DATA, TOL, liblinear, objective
 
 from fastlstm.errors import InputError
 from fastlstm_probes.l1 import few as few_module
-from fastlstm_probes.l1 import fit_few
+from fastlstm_probes.l1 import fit_few, fit_l1
 from fastlstm_probes.l1.interior_point import minimise_quadratic, minimise_quadratics
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -56,7 +56,7 @@ def test_from_its_own_optimum_a_problem_is_done_in_one_pass():
     np.testing.assert_array_equal(again.weights, fit.weights)
 
 
-@pytest.mark.parametrize("max_iter", [1, 2, 3])
+@pytest.mark.parametrize("max_iter", [1, 2, 3, 8])
 def test_a_fit_that_ran_out_of_passes_says_how_far_it_is(max_iter: int):
     X, y = DATA["separable"]
     columns, targets = [np.array([3, 8, 1])], y[:, None]
@@ -66,7 +66,52 @@ def test_a_fit_that_ran_out_of_passes_says_how_far_it_is(max_iter: int):
     reached, least = (objective(X[:, columns[0]], y, fit.weights, fit.intercept, cost) for fit in (early, best))
     assert not early.converged
     assert early.iterations == max_iter
-    assert 1 >= early.gap >= (1 - least / reached) * (1 - 1e-6)
+    assert 1 > early.gap >= (1 - least / reached) * (1 - 1e-6)
+
+
+def test_a_start_far_away_costs_a_few_passes():
+    X, y = DATA["noisy rule"]
+    columns, targets = [np.array([3, 8, 1])], y[:, None]
+    (cold,) = fit_few(X, targets, columns, C=[0.25], tol=1e-8)
+    (far,) = fit_few(X, targets, columns, C=[0.25], tol=1e-8, start=[np.array([1e6, -1e3, 0.0, 5.0])])
+    np.testing.assert_allclose(far.weights, cold.weights, rtol=1e-5, atol=1e-9)
+    assert cold.iterations < far.iterations <= cold.iterations + 10
+
+
+def test_arguments_that_do_not_fit_are_named():
+    X, y = DATA["noisy rule"]
+    targets, columns = y[:, None], [np.array([3])]
+    with pytest.raises(InputError, match="columns: expected one for each of 1 tags, got 2"):
+        fit_few(X, targets, columns * 2, C=[1.0])
+    with pytest.raises(InputError, match="C: expected one for each of 1 tags, got 2"):
+        fit_few(X, targets, columns, C=[1.0, 1.0])
+    with pytest.raises(InputError, match="C: expected numbers above 0"):
+        fit_few(X, targets, columns, C=[-1.0])
+    with pytest.raises(InputError, match="targets: expected 500 rows"):
+        fit_few(X, targets[:400], columns, C=[1.0])
+    for wrong in ([20], [-1], []):
+        with pytest.raises(InputError, match="columns: expected at least one of 0 to 19"):
+            fit_few(X, targets, [np.array(wrong, dtype=np.intp)], C=[1.0])
+    broken = X.copy()
+    broken[7, 3] = np.nan
+    with pytest.raises(InputError, match="without NaN"):
+        fit_few(broken, targets, columns, C=[1.0])
+    assert fit_few(broken, targets, [np.array([4])], C=[1.0])[0].converged
+    assert fit_few(X, targets[:, :0], [], C=[]) == []
+
+
+def test_two_large_cells_that_differ_by_little_have_their_optimum_either_way():
+    """Their float32 products do not say it: the joint solver's last Hessians are float64."""
+    rng = np.random.default_rng(5)
+    large, small = 1000 * np.abs(rng.standard_normal((4000, 1))), rng.standard_normal((4000, 1))
+    X = np.hstack([large, large + small, rng.standard_normal((4000, 3))]).astype(np.float32)
+    y = small[:, 0] + 0.5 * rng.standard_normal(4000) > 0
+    (few,) = fit_few(X, y[:, None], [np.arange(5)], C=[1.0], max_iter=30)
+    joint = fit_l1(X, y, C=1.0, seed=0, max_iter=60)
+    assert few.converged
+    assert joint.converged
+    ours = objective(X, y, joint.weights, joint.intercept, (1.0, 1.0))
+    assert ours == pytest.approx(objective(X, y, few.weights, few.intercept, (1.0, 1.0)), rel=2 * TOL)
 
 
 def test_one_class_is_an_error():

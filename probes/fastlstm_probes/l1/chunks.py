@@ -17,7 +17,6 @@ from fastlstm.states import States
 from fastlstm.states.schema import BLOCK_ROWS
 
 CHUNK_ROWS = BLOCK_ROWS
-_CHUNK_VALUES = 1 << 19  # of narrow matrices, whose passes would else be calls on a few numbers each
 MEMORY_LIMIT = 2 << 30
 _AHEAD = 2
 
@@ -42,15 +41,14 @@ class MatrixRows:
     def __init__(self, X: Tensor) -> None:
         self.X = X
         self.count, self.columns = X.shape
-        self._chunk_rows = max(CHUNK_ROWS, _CHUNK_VALUES // max(self.columns, 1))
 
     @property
     def device(self) -> torch.device:
         return self.X.device
 
     def chunks(self) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, self.count, self._chunk_rows):
-            yield start, self.X[start : start + self._chunk_rows]
+        for start in range(0, self.count, CHUNK_ROWS):
+            yield start, self.X[start : start + CHUNK_ROWS]
 
 
 class StoreRows:

@@ -7,6 +7,7 @@ its Hessians are of all rows, and the certificate is that of `objective.py`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -39,7 +40,7 @@ def solve_few(
     Args:
         X: (n, D) float32. targets: (n, P) bool, of each problem, on the device of X.
         columns: of each problem, at least one. C: of each problem.
-        start: of each problem, (k + 1,), where to begin; None: at 0.
+        start: of each problem, (k + 1,), where to begin unless 0 is better; None: at 0.
     """
     size = max(len(one) for one in columns)
     together = max(1, _GROUP_VALUES[X.device.type] // (len(X) * (size + 1)))
@@ -92,13 +93,14 @@ class _FewSolver:
         self.problem = Problem(labels.T, None, cost, cost)
         self.l1 = self.problem.penalty(S - 1)
         self.near = torch.full((P,), start is not None, device=designs.device)  # worth a certificate
-        self.W = torch.zeros(S, P, dtype=torch.float64, device=designs.device) if start is None else start
-        self.objective = torch.full((P,), torch.inf, dtype=torch.float64, device=designs.device)
+        self.W = torch.zeros(S, P, dtype=torch.float64, device=designs.device)
+        self.start = self.W if start is None else start  # the first step's target: a bad one is a step too long
+        self.objective = cost * (designs.shape[1] * math.log(2) * (1 + 1e-9))  # at 0, above all rounding
         self.bound = torch.full_like(self.objective, -torch.inf)
         self.passes = torch.zeros(P, dtype=torch.int64, device=designs.device)
 
     def solve(self) -> Solution:
-        target, length = self.W.clone(), torch.ones_like(self.objective)
+        target, length = self.start.clone(), torch.ones_like(self.objective)
         promised = torch.zeros_like(self.objective)
         active = torch.arange(len(length), device=length.device)
         for done in range(1, self.max_passes + 1):

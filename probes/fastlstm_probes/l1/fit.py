@@ -52,8 +52,9 @@ class L1Fit:
 
 
 def margins(fits: Sequence[L1Fit], X: NDArray[np.float32], *, normalised: bool = False) -> NDArray[np.float64]:
-    """x . w + b of every row of X (n, U) and fit, float64 (n, K). Only columns that some fit has a weight for are read.
+    """x . w + b of every row of X (n, U) and of each of K > 0 fits, float64 (n, K).
 
+    Only columns that some fit has a weight for are read.
     normalised: over ||w||_2 (Carvalho 2018). Without any weight that is the limit w -> 0: +inf where b > 0, else -inf,
     the same for every row.
     """
@@ -142,19 +143,40 @@ def fit_few(
     device: str | None = None,
     start: Sequence[NDArray[np.float64]] | None = None,
 ) -> list[L1Fit]:
-    """Fit every column of targets (n, K) to columns of X (n, U) of its own, at least one each, with a C of its own.
+    """Fit each of K tags to columns of X of its own, all of them at once; the problems are those of `fit_tags`.
 
-    The problems are those of `fit_tags`, all of them solved at once; weights are those of the problem's own columns.
-    start: of each its weights and intercept to begin from.
+    Args:
+        X: (n, U) float32. targets: (n, K) bool, the rows of each tag.
+        columns: of each tag (k,), at least one, any k. The weights of its fit are in this order.
+        C: of each tag. tol: relative duality gap that they end at. device: where to compute; None: on the CPU.
+        start: of each tag (k + 1,) float64, weights and intercept to begin from.
 
     Raises:
-        InputError: a tag that all rows have, or none.
+        InputError: a tag that all rows have, or none; NaN or infinity in a column; C not above 0; a tag without
+            columns, or with one that X has not; targets, columns, C and start of different numbers of tags.
     """
     _check_classes(targets)
-    rows, labels = torch.from_numpy(X), torch.from_numpy(targets)
+    tags = targets.shape[1]
+    for name, given in (("columns", columns), ("C", C), ("start", start)):
+        if given is not None and len(given) != tags:
+            raise InputError(f"{name}: expected one for each of {tags} tags, got {len(given)}")
+    if len(targets) != len(X):
+        raise InputError(f"targets: expected {len(X)} rows, as X has, got {len(targets)}")
+    if not all(0 < one < np.inf for one in C):
+        raise InputError(f"C: expected numbers above 0, got {list(C)}")
+    if not tags:
+        return []
+    # The columns that are used, gathered once: a GPU gets no others.
+    used, place = np.unique(np.concatenate(columns), return_inverse=True)
+    if not all(one.size for one in columns) or used[0] < 0 or used[-1] >= X.shape[1]:
+        raise InputError(f"columns: expected at least one of 0 to {X.shape[1] - 1} for each tag, got {list(columns)}")
+    own = np.split(place, np.cumsum([one.size for one in columns])[:-1])
+    rows, labels = torch.from_numpy(X[:, used]), torch.from_numpy(np.ascontiguousarray(targets))
+    if not bool(rows.isfinite().all()):
+        raise InputError("X: expected cells without NaN or infinity")
     if device is not None:
         rows, labels = rows.to(device), labels.to(device)
-    solved = solve_few(rows, labels, columns, C, tol=tol, max_passes=max_iter, start=start)
+    solved = solve_few(rows, labels, own, C, tol=tol, max_passes=max_iter, start=start)
     found = []
     for strength, solution in zip(C, solved, strict=True):
         weights, gap = solution.W[:-1, 0].cpu().numpy(), float(solution.gap)

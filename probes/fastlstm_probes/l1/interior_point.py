@@ -44,8 +44,8 @@ def minimise_quadratic(H: Tensor, c: Tensor, l1: Tensor, start: Tensor) -> Tenso
 def minimise_quadratics(H: Tensor, c: Tensor, l1: Tensor, start: Tensor) -> Tensor:
     """`minimise_quadratic` of many small problems at once: H (P, S, S), c and start (P, S), l1 (S,); z (P, S).
 
-    A column of zeros in H gets z = 0. Signs are corrected for all problems together; those that do not settle are
-    solved one by one.
+    Where H has a column of zeros, c must be within l1 there, and z is 0. Signs are corrected for all problems together;
+    those that do not settle are solved one by one.
     """
     z, settled = torch.zeros_like(c), torch.zeros(len(c), dtype=torch.bool, device=c.device)
     diagonal = H.diagonal(dim1=1, dim2=2)

@@ -28,6 +28,7 @@ def newton_point(
     *,
     rows: int,
     seed: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """The minimiser (D + 1,) of gradient'(z - w) + (z - w)'H(z - w) / 2 + penalty'|z|, float64.
 
@@ -35,10 +36,10 @@ def newton_point(
         X: (n, D), any float dtype. weights: (n,) float32, of each row in the Hessian.
         w, gradient, penalty: (D + 1,) float64, the intercept last.
         rows: take about so many of the rows into H.
-        seed: of that choice.
+        seed: of that choice. dtype: of H's products.
     """
     columns = working_set(w, gradient, penalty)
-    H = hessian(X, *_thin(weights, rows, seed), columns)
+    H = hessian(X, *_thin(weights, rows, seed), columns, dtype)
     z = torch.zeros_like(w)
     start = w[columns]
     z[columns] = minimise_quadratic(H, gradient[columns] - H @ start, penalty[columns], start)
@@ -79,10 +80,10 @@ def _thin(weights: Tensor, rows: int, seed: int) -> tuple[Tensor, Tensor]:
     return chosen[taken], weights[taken].clamp_min(level)
 
 
-def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor) -> Tensor:
+def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Sum of w_i x_i x_i' over `rows` (n,) of X for some columns (S,), of which D is the ones: float64 (S, S).
 
-    Products are float32, sums over blocks of rows float64. Columns are taken from a centre m, whose part is added in
+    Products are of `dtype`, sums over blocks of rows float64. Columns are taken from a centre m, whose part is added in
     float64: a mean that is large beside a column's variation would lose that to rounding. With d = x - m, s = sum w d:
     sum w x x' = sum w d d' + m s' + s m' + (sum w) m m'.
     """
@@ -90,15 +91,16 @@ def hessian(X: Tensor, rows: Tensor, weights: Tensor, columns: Tensor) -> Tensor
     H = torch.zeros(S, S, dtype=torch.float64, device=X.device)
     s, total = torch.zeros_like(H[0]), weights.double().sum()
     real = columns[columns < X.shape[1]]
-    centre = torch.zeros(S, device=X.device)
+    centre = torch.zeros(S, dtype=dtype, device=X.device)
+    weights = weights.to(dtype)
     size = _ROWS[X.device.type]
     for first in range(0, len(rows), size):
-        block = X[rows[first : first + size]][:, real].float()
+        block = X[rows[first : first + size]][:, real].to(dtype)
         if len(real) < S:
             block = (
                 torch.cat([block, torch.ones_like(block[:, :1])], dim=1)
                 if S > 1
-                else torch.ones(len(block), 1, device=X.device)
+                else torch.ones(len(block), 1, dtype=dtype, device=X.device)
             )
         if first == 0:
             centre = block.mean(0)

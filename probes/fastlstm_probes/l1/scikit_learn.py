@@ -86,10 +86,13 @@ def fit_each(
 def _descend(
     rows: Rows, targets: NDArray[np.bool_], models: list[Any], settings: Settings, progress: tqdm[Any]
 ) -> NDArray[np.int64]:
-    """Epochs of every model over the chunks, in order, until its loss no longer falls, as SGDClassifier's own rule.
+    """Epochs of every model over the chunks, in order, until its objective no longer falls by `tol` a row (5 epochs).
 
-    The loss of a chunk is that before the model learns from it. Rows are shuffled within a chunk alone.
+    That is SGDClassifier's own rule, with each chunk's loss taken before the model learns from it and the penalty
+    after the last. Rows are shuffled within a chunk alone.
     """
+    for model in models:
+        model.set_params(random_state=np.random.RandomState(settings.seed))  # a number would be the same order again
     epochs = np.zeros(len(models), dtype=np.int64)
     best, waited = np.full(len(models), np.inf), np.zeros(len(models), dtype=np.int64)
     for epoch in range(1, settings.max_iter + 1):
@@ -105,6 +108,8 @@ def _descend(
                     loss[tag] += log_loss(y[:, tag], share, normalize=False, labels=[False, True])
                 models[tag].partial_fit(X, y[:, tag], classes=[False, True])
         epochs[left] = epoch
+        for tag in left:
+            loss[tag] += models[tag].alpha * np.abs(models[tag].coef_).sum() * len(targets)
         worse = loss > best - settings.tol * len(targets)
         waited[left] = np.where(worse[left] & (epoch > 1), waited[left] + 1, 0)
         if epoch > 1:  # the first chunk of the first epoch has no loss

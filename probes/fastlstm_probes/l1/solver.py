@@ -5,7 +5,7 @@
    than 3. On a CPU, where products of few columns run at half speed, 1 to 3 took 524 s and 3 alone 323 (122,000 x 2048,
    45 tags, 2 cores).
 3. Proximal Newton steps, tag by tag, each followed by one exact pass for all tags that are left. A step that does not
-   bring the decrease that its model promised is shortened, and the next Hessian is of more rows.
+   bring the decrease that its model promised is shortened, and the next Hessian is of more rows, at last in float64.
 
 A tag is done, and leaves the passes, once its duality gap is at most `tol` times its objective.
 """
@@ -170,6 +170,7 @@ class _Solver:
     def _newton(self) -> None:
         K = self.passes.problem.tags
         rows = torch.full((K,), float(_ROWS_PER_COLUMN), device=self.W.device)
+        exact = torch.zeros(K, dtype=torch.bool, device=self.W.device)
         target = self.W.clone()
         length = torch.ones(K, dtype=torch.float64, device=self.W.device)
         promised = torch.zeros(K, dtype=torch.float64, device=self.W.device)
@@ -181,7 +182,10 @@ class _Solver:
             gained = self.objective[active] - objective
             accepted = is_enough(gained, length[active], promised[active], objective)
             ok, bad = active[accepted], active[~accepted]
-            rows[active[~accepted | (gained < -_POOR * promised[active])]] *= _MORE_ROWS
+            poor = active[~accepted | (gained < -_POOR * promised[active])]
+            # All rows and still poor: cells so alike that float32 products do not tell them apart.
+            exact[poor] = rows[poor] >= self.passes.count
+            rows[poor] = (rows[poor] * _MORE_ROWS).clamp(max=self.passes.count)
             length[bad] = shortened(length[bad], promised[bad], gained[~accepted])
             self._accept(ok, candidate[:, accepted], objective[accepted], sums.gradient[:, accepted])
             before = self.active
@@ -199,6 +203,7 @@ class _Solver:
                     self.penalty,
                     rows=int(rows[tag] * columns),
                     seed=self.seed + self.done,
+                    dtype=torch.float64 if exact[tag] else torch.float32,
                 )
                 target[:, tag], length[tag] = z, 1.0
                 promised[tag] = gradient @ (z - w) + self.penalty @ (z.abs() - w.abs())
