@@ -170,7 +170,10 @@ class _Solver:
     def _newton(self) -> None:
         K = self.passes.problem.tags
         rows = torch.full((K,), float(_ROWS_PER_COLUMN), device=self.W.device)
-        exact = torch.zeros(K, dtype=torch.bool, device=self.W.device)
+        whole = torch.zeros(
+            K, dtype=torch.bool, device=self.W.device
+        )  # the last Hessian was of all rows, not for the first time
+        exact = torch.zeros_like(whole)  # the next ones are float64
         target = self.W.clone()
         length = torch.ones(K, dtype=torch.float64, device=self.W.device)
         promised = torch.zeros(K, dtype=torch.float64, device=self.W.device)
@@ -183,8 +186,8 @@ class _Solver:
             accepted = is_enough(gained, length[active], promised[active], objective)
             ok, bad = active[accepted], active[~accepted]
             poor = active[~accepted | (gained < -_POOR * promised[active])]
-            # All rows and still poor: cells so alike that float32 products do not tell them apart.
-            exact[poor] = rows[poor] >= self.passes.count
+            # Of all rows and again poor: cells so alike that float32 products do not tell them apart.
+            exact[poor] |= whole[poor]
             rows[poor] = (rows[poor] * _MORE_ROWS).clamp(max=self.passes.count)
             length[bad] = shortened(length[bad], promised[bad], gained[~accepted])
             self._accept(ok, candidate[:, accepted], objective[accepted], sums.gradient[:, accepted])
@@ -194,14 +197,15 @@ class _Solver:
                 if not (bool(accepted[place]) and bool(stays[place])):
                     continue
                 w, gradient = self.W[:, tag], self.gradient[:, tag]
-                columns = max(int((w != 0).sum()), 256)
+                asked = int(rows[tag] * max(int((w != 0).sum()), 256))
+                whole[tag] = asked >= _MORE_ROWS * len(sample.X)
                 z = newton_point(
                     sample.X,
                     sample.weights[:, place],
                     w,
                     gradient,
                     self.penalty,
-                    rows=int(rows[tag] * columns),
+                    rows=asked,
                     seed=self.seed + self.done,
                     dtype=torch.float64 if exact[tag] else torch.float32,
                 )
