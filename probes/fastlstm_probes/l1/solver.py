@@ -31,6 +31,7 @@ _FIRST_TURNS = 3  # certificates before the rate at which the gap falls is belie
 _NEWTON_STEPS = 6  # what a Newton finish is taken to need, of as many products per row as columns squared
 _ROWS_PER_COLUMN = 16  # of a Newton step's Hessian, at first
 _MORE_ROWS = 4
+_SHORTEST = 0.05  # steps that must be shorter are of a wrong Hessian
 _POOR = 0.35  # less of it is a poor Hessian; a perfect one brings half at the end
 
 Report = Callable[[int, Tensor], None]  # the passes so far, the gap of every tag
@@ -170,10 +171,7 @@ class _Solver:
     def _newton(self) -> None:
         K = self.passes.problem.tags
         rows = torch.full((K,), float(_ROWS_PER_COLUMN), device=self.W.device)
-        whole = torch.zeros(
-            K, dtype=torch.bool, device=self.W.device
-        )  # the last Hessian was of all rows, not for the first time
-        exact = torch.zeros_like(whole)  # the next ones are float64
+        exact = torch.zeros(K, dtype=torch.bool, device=self.W.device)  # Hessians in float64
         target = self.W.clone()
         length = torch.ones(K, dtype=torch.float64, device=self.W.device)
         promised = torch.zeros(K, dtype=torch.float64, device=self.W.device)
@@ -186,26 +184,26 @@ class _Solver:
             accepted = is_enough(gained, length[active], promised[active], objective)
             ok, bad = active[accepted], active[~accepted]
             poor = active[~accepted | (gained < -_POOR * promised[active])]
-            # Of all rows and again poor: cells so alike that float32 products do not tell them apart.
-            exact[poor] |= whole[poor]
             rows[poor] = (rows[poor] * _MORE_ROWS).clamp(max=self.passes.count)
             length[bad] = shortened(length[bad], promised[bad], gained[~accepted])
+            # Not a descent at any length: cells so alike that float32 products do not tell them apart.
+            failed = ~accepted & (length[active] < _SHORTEST)
+            exact[active[failed]] = True
             self._accept(ok, candidate[:, accepted], objective[accepted], sums.gradient[:, accepted])
             before = self.active
             stays = self._drop_done()
             for place, tag in enumerate(before.tolist()):
-                if not (bool(accepted[place]) and bool(stays[place])):
+                if not (bool(accepted[place] | failed[place]) and bool(stays[place])):
                     continue
                 w, gradient = self.W[:, tag], self.gradient[:, tag]
-                asked = int(rows[tag] * max(int((w != 0).sum()), 256))
-                whole[tag] = asked >= _MORE_ROWS * len(sample.X)
+                columns = max(int((w != 0).sum()), 256)
                 z = newton_point(
                     sample.X,
                     sample.weights[:, place],
                     w,
                     gradient,
                     self.penalty,
-                    rows=asked,
+                    rows=int(rows[tag] * columns),
                     seed=self.seed + self.done,
                     dtype=torch.float64 if exact[tag] else torch.float32,
                 )
