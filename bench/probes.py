@@ -4,7 +4,7 @@
     python bench/probes.py --cases large --liblinear 3   # 122,000 x 2048, 45 tags, liblinear on one tag in three
     python bench/probes.py --cases large --device cuda   # the same on a GPU, rows in its memory
     python bench/probes.py --cases disk --device cuda    # 1,000,000 x 2048 float16 from a store, 17 tags
-    python bench/probes.py --cases memory                # a fit over a store of 10 GB with a memory limit of 1 GiB
+    python bench/probes.py --cases memory                # 4 tags over a store of 10 GB with a memory limit of 1 GiB
 
 Cells and tags are those of bench/sparse_truth.py, made on the device; C is 0.25, every tag's relative duality gap at
 most 1e-6. H is the number of cells, B of rows, T of tags (1 for liblinear, which fits a tag at a time). Where liblinear
@@ -60,7 +60,7 @@ CASES = {
     "small": Case("small", 20_000, 2048, 20, 3),
     "large": Case("large", 122_000, 2048, 45, 1),
     "disk": Case("disk", 1_000_000, 2048, 17, 1, from_disk=True, memory_limit=4 * GIB),
-    "memory": Case("memory", 2_440_000, 2048, 17, 1, from_disk=True, memory_limit=1 * GIB),
+    "memory": Case("memory", 2_440_000, 2048, 4, 1, from_disk=True, memory_limit=1 * GIB),
     "tiny": Case("tiny", 2_000, 64, 4, 2),
     "tiny_disk": Case("tiny_disk", 10_000, 64, 4, 1, from_disk=True, memory_limit=GIB // 64),
 }

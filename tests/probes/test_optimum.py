@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from fastlstm_probes.l1 import L1LogisticOvR
 from fastlstm_probes.l1.chunks import MatrixRows
 from fastlstm_probes.l1.interior_point import minimise_quadratic
+from fastlstm_probes.l1.newton import sampling_factor
 from fastlstm_probes.l1.objective import Problem, dual, primal
 from fastlstm_probes.l1.passes import LocalPasses
 from fastlstm_probes.l1.proximal_gradient import ProximalGradient
@@ -175,6 +176,16 @@ def test_the_quadratic_is_solved_where_it_is_nearly_singular():
     violation = torch.where(z != 0, slope + l1 * torch.sign(z), (slope.abs() - l1).clamp_min(0)).abs().max()
     assert float(torch.linalg.cond(H)) > 1e5
     assert float(violation) < 1e-6 * float(c.abs().max())
+
+
+@pytest.mark.parametrize("share", [0.0625, 0.25])
+def test_steps_by_few_rows_are_as_much_too_long_as_too_short(share: float):
+    """The factor is the middle of the eigenvalues that the inverse has, whatever the Hessian of all rows is."""
+    columns = 256
+    X = np.random.default_rng(0).standard_normal((int(columns / share), columns))
+    inverse = 1 / np.linalg.eigvalsh(X.T @ X / len(X))
+    assert sampling_factor(share) == pytest.approx((inverse.min() + inverse.max()) / 2, rel=0.1)
+    assert sampling_factor(0) == 1
 
 
 @parametrize_with_checks(

@@ -16,6 +16,7 @@ from fastlstm_probes.l1.interior_point import minimise_quadratic
 _ROWS = {"cpu": 2048, "cuda": 8192}  # of a product
 _COLUMNS = 512
 _SMALLEST_SET = 256
+_LARGEST_SHARE = 0.5  # of columns to rows that a step is shortened for
 _ENOUGH = 1e-4  # of the promised decrease: less is a step too long
 
 
@@ -27,6 +28,7 @@ def newton_point(
     penalty: Tensor,
     *,
     rows: int,
+    drawn: bool,
     seed: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
@@ -35,15 +37,30 @@ def newton_point(
     Args:
         X: (n, D), any float dtype. weights: (n,) float32, of each row in the Hessian.
         w, gradient, penalty: (D + 1,) float64, the intercept last.
-        rows: take about so many of the rows into H.
+        rows: take about so many of the rows into H. drawn: X has not all rows, so that there are no more to take.
         seed: of that choice. dtype: of H's products.
     """
     columns = working_set(w, gradient, penalty)
-    H = hessian(X, *_thin(weights, rows, seed), columns, dtype)
+    taken, weights = _thin(weights, rows, seed)
+    H = hessian(X, taken, weights, columns, dtype)
+    if drawn:
+        effective = weights.double().sum() ** 2 / weights.double().square().sum()  # as many rows of equal weights
+        H *= sampling_factor(len(columns) / float(effective))
     z = torch.zeros_like(w)
     start = w[columns]
     z[columns] = minimise_quadratic(H, gradient[columns] - H @ start, penalty[columns], start)
     return z
+
+
+def sampling_factor(share: float) -> float:
+    """What a Hessian of few rows is multiplied by, so that steps by it are too long in some directions as they are too
+    short in others; share: columns over rows.
+
+    Beside the Hessian of all rows it has eigenvalues from (1 - sqrt(share))^2 to (1 + sqrt(share))^2 (Marchenko and
+    Pastur 1967); the factor is the mean of their inverses' ends.
+    """
+    share = min(share, _LARGEST_SHARE)
+    return (1 + share) / (1 - share) ** 2
 
 
 def is_enough(gained: Tensor, length: Tensor, promised: Tensor, objective: Tensor) -> Tensor:

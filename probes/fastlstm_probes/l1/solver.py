@@ -204,6 +204,7 @@ class _Solver:
                     gradient,
                     self.penalty,
                     rows=int(rows[tag] * columns),
+                    drawn=len(sample.X) < self.passes.count,
                     seed=self.seed + self.done,
                     dtype=torch.float64 if exact[tag] else torch.float32,
                 )
