@@ -125,6 +125,7 @@ def probes(results: Path) -> str:
 
 
 # The study's own figures (its logs: accuracy on test by argmax of the probabilities), by grouped: all, k = 3, k = 1.
+MODEL = "model_of_findings"  # the case in train.csv of the model that was probed
 Q = 0.05  # the false discovery rate of a list of tags
 CARVALHO = {True: (0.873, 0.617, 0.526), False: (0.839, 0.565, 0.399)}
 
@@ -165,7 +166,13 @@ def findings(results: Path) -> str:
         without = sorted((tag for tag in q if q[tag] > Q), key=q.__getitem__, reverse=True)
         named = f" (not {', '.join(f'`{tag}`' for tag in without)})" if without else ""
         chance.append(f"{len(q) - len(without)} of {len(q)} {name}{named}")
-    model = pos[0]
+    model, step = pos[0], int(pos[0]["model_step"])
+    trained = {row["metric"]: row for row in load(results / "train.csv") if row["case"] == MODEL}
+    if set(trained) != {"loss", "throughput"}:
+        raise ValueError(
+            f"train.csv: expected the loss and the throughput of the case {MODEL!r}, found {len(trained)} rows"
+        )
+    rate, loss = float(trained["throughput"]["median"]) / 1e6, float(trained["loss"]["median"])
     return "\n\n".join(
         [
             "Part of speech: accuracy in % on the test bytes of 250 lines of WikiText-103, tagged by NLTK.\n"
@@ -175,7 +182,8 @@ def findings(results: Path) -> str:
             f"A cell better than chance (q <= {Q}, split by document) have {' and '.join(chance)}.",
             "Sentiment: accuracy in % on the Stanford Sentiment Treebank.",
             table(["row", "dev", "test", "95 %"], reviews),
-            f"*Model {model['model_sha256'][:12]}, step {int(model['model_step']):,}; rows with their hashes are in\n"
+            f"*Model {model['model_sha256'][:12]}, step {step:,}, {rate:.1f} MB/s, {loss:.2f} bits per byte:\n"
+            f"{trained['loss']['note']}. Rows with their hashes are in\n"
             "`bench/results/`: `carvalho2018.csv`, `carvalho2018_tags.csv`, `radford2017.csv`.*",
         ]
     )

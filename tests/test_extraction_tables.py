@@ -51,11 +51,16 @@ def test_findings_stand_beside_their_baselines_and_the_study(tmp_path: Path) -> 
     (tmp_path / "carvalho2018_tags.csv").write_text(
         "\n".join(["text,grouped,split,tag,best_cell_q", *tags[:-1]]) + "\n"
     )
+    about = {"suite": "train", "case": extraction_tables.MODEL, "note": "90 s"}
+    trained = [("loss", 1.5), ("throughput", 4.25e6)]
+    records.save(
+        tmp_path / "train.csv", [records.complete(about | {"metric": name, "median": value}) for name, value in trained]
+    )
     text = extraction_tables.findings(tmp_path)
     assert "| grouped | document | 80.0 | 70.0 | 60.0 | 50.0 | 25.0 | 25.0 | 25.0 |" in text
     assert "| as they are | byte, the study's own | 83.9 | - | 56.5 | 39.9 | - | - | - |" in text
     assert "| all cells | 75.0 | 72.0 | 70.0 to 74.0 |" in text
-    assert "Model abcdef012345, step 7,000" in text
+    assert "Model abcdef012345, step 7,000, 4.2 MB/s, 1.50 bits per byte:\n90 s. Rows" in text
     assert "have 1 of 2 grouped tags (not `UH`) and 1 of 1 tags as they are." in text
     with (tmp_path / "carvalho2018.csv").open("a") as file:
         file.write("u,True,document,k=all,norm,0.5,abc,1\n")
