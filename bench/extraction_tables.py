@@ -115,9 +115,9 @@ def probes(results: Path) -> str:
             "GiB: on a GPU of its memory, from a store of the process.",
             table(head, lines),
             *(
-                f"liblinear: {row['note']}."
+                f"{who}, {int(row['B']):,} rows: {row['note']}."
                 for (_, who, metric, _), row in found.items()
-                if (who, metric) == ("liblinear", "time")
+                if metric == "time" and (who == "liblinear" or "beside" in row["note"])
             ),
             _origin(found.values()),
         ]

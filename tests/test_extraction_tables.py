@@ -81,6 +81,6 @@ def test_a_rival_has_its_objective_beside_it(tmp_path: Path, capsys: pytest.Capt
     text = extraction_tables.probes(tmp_path)
     assert "| 1,000 × 8 | memory | 5 | cpu | fastlstm | 2.0 | - | - |" in text
     assert "| 1,000 × 8 | memory | 1 | cpu | liblinear | 30.0 | - | 0.99999999 |" in text
-    assert "liblinear: one tag." in text
+    assert "liblinear, 1,000 rows: one tag." in text
     assert extraction_tables.main(["--results", str(tmp_path)]) == 2
     assert "found none" in capsys.readouterr().err
